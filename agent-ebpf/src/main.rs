@@ -1,0 +1,4 @@
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+//! (being built)
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,0 +1,37 @@
+//! flowlogd: the flow log of every Kubernetes node.
+//!
+//! Records go in at the left, lines come out at the right; everything in between is plain data and pure
+//! functions owned by one task; whatever can block, fail or ask the time lives at the two ends.
+//!
+//! ```text
+//! kernel record -> Observation -> Flow -> Report (0, 1 or 2 a flow: one per local end) -> FlowLog -> JSON line
+//! ```
+//!
+//! The rooms, in data order (arrows of import point down only):
+//!
+//! ```text
+//! main -> cli -> app -> { source, watch, sink, pipeline, config, telemetry }
+//! pipeline -> { flow, snapshot, aggregate, model }     snapshot -> cluster
+//! source -> { wire, model }   watch -> { snapshot, cluster, model }   sink -> { wire, model }
+//! wire, aggregate, flow, cluster -> model              model -> std, ipnet
+//! ```
+//!
+//! `Pipeline::step` is synchronous; the daemon, `replay`, the scenarios, the fuzzers and the benches all call it.
+
+pub mod model;
+
+pub mod aggregate;
+pub mod cluster;
+pub mod flow;
+pub mod pipeline;
+pub mod snapshot;
+pub mod wire;
+
+pub mod config;
+pub mod sink;
+pub mod source;
+pub mod telemetry;
+pub mod watch;
+
+pub mod app;
+pub mod cli;

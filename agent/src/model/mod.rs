@@ -1,0 +1,22 @@
+//! The vocabulary: plain data that every room speaks. No IO, no clock, no locks, nothing but std.
+
+mod counters;
+mod endpoint;
+mod flow_log;
+mod labels;
+mod observation;
+mod time;
+mod tuple;
+mod verdict;
+
+pub use counters::{Counters, Directional};
+pub use endpoint::{Endpoint, EndpointKind, ServiceName};
+pub use flow_log::{FlowEnd, FlowLog, FlowLogs, Policies, ProcessColumns, Reporter, TcpColumns};
+pub use labels::Labels;
+pub use observation::{
+    ConnectionEvent, ConnectionRecord, DnsAnswer, DnsRecord, DropRecord, FlowSide, Icmp, Observation,
+    ProcessRecord, TcpRecord, VerdictRecord, VerdictSet,
+};
+pub use time::Timestamp;
+pub use tuple::{Addresses, FiveTuple, Proto, TcpState, canonical};
+pub use verdict::{Action, Direction, Hit, PolicyKind, Trace};

@@ -1,0 +1,134 @@
+//! What a source tells of the node: the pipeline's input, and (in `wire`) the lines of a recording.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::{Addresses, Direction, Directional, FiveTuple, Proto, TcpState, Trace};
+
+/// Type, code and echo identifier; part of a connection's identity is the identifier alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Icmp {
+    pub kind: u8,
+    pub code: u8,
+    pub id: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ConnectionEvent {
+    New,
+    /// It existed before the agent: its counters are the baseline and are not exported.
+    Adopt,
+    Update,
+    /// The final counters. `confirmed: false`: it never entered the table.
+    End {
+        confirmed: bool,
+    },
+}
+
+/// One look at a conntrack entry. Counters are absolute since the connection's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionRecord {
+    pub event: ConnectionEvent,
+    pub proto: Proto,
+    /// As the first packet was sent: `original.dst` is the address before DNAT.
+    pub original: Addresses,
+    /// As answers are expected: `reply.src` is the address after DNAT, `reply.dst` the one after SNAT.
+    pub reply: Addresses,
+    pub icmp: Option<Icmp>,
+    pub zone: u16,
+    pub counters: Directional,
+    pub tcp_state: Option<TcpState>,
+}
+
+/// Packets dropped since the last record of this tuple and reason: increments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DropRecord {
+    /// Addresses at the drop: after DNAT, before SNAT.
+    pub tuple: FiveTuple,
+    /// Before DNAT, where known.
+    pub original: Option<Addresses>,
+    pub icmp: Option<Icmp>,
+    pub packets: u64,
+    pub bytes: u64,
+    /// The kernel's name without `SKB_DROP_REASON_`.
+    pub reason: Arc<str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum VerdictSet {
+    Enforced,
+    Pending,
+}
+
+/// A dataplane's own rule hits. Takes the place of evaluation for the tuple and direction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerdictRecord {
+    /// Addresses as in [`DropRecord`]: after DNAT, before SNAT.
+    pub tuple: FiveTuple,
+    pub direction: Direction,
+    pub set: VerdictSet,
+    pub hits: Trace,
+}
+
+/// A connection's end, in its own terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FlowSide {
+    Src,
+    Dst,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpRecord {
+    /// The connection's original or reply tuple.
+    pub tuple: FiveTuple,
+    pub srtt_us: u64,
+    pub min_rtt_us: u64,
+    pub send_cwnd: u64,
+    pub mss: u64,
+    /// Totals since the socket's start.
+    pub retransmits: u64,
+    pub lost: u64,
+    pub unrecovered_rto: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessRecord {
+    pub tuple: FiveTuple,
+    pub side: FlowSide,
+    pub pid: u32,
+    pub name: Arc<str>,
+    pub args: Arc<[Arc<str>]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsAnswer {
+    pub name: Arc<str>,
+    pub kind: Arc<str>,
+    pub data: Arc<str>,
+    pub ttl_s: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsRecord {
+    pub client: IpAddr,
+    pub server: IpAddr,
+    pub question: Arc<str>,
+    pub rcode: Arc<str>,
+    pub latency_us: u64,
+    pub answers: Vec<DnsAnswer>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observation {
+    Connection(ConnectionRecord),
+    Drop(DropRecord),
+    Verdict(VerdictRecord),
+    Tcp(TcpRecord),
+    Process(ProcessRecord),
+    Dns(DnsRecord),
+    /// Records that a stage is known to have lost.
+    Lost {
+        stage: Arc<str>,
+        events: u64,
+    },
+}
