@@ -1,1 +1,12 @@
-//! (being built)
+//! Reports become records: the key of each aggregation level, and the window that counts under it.
+//!
+//! In: one report per flow and local end. Out: the sorted records of a window. Always: the sum over records equals
+//! what was folded in, at every level; a flow is counted once a window. Not here: connections, names, JSON.
+
+mod level;
+mod settings;
+mod window;
+
+pub use level::{Level, RecordKey, Report, key};
+pub use settings::{IdleFlows, PrivateNetworks, Settings};
+pub use window::{Contribution, RecordId, Window, WindowStats};

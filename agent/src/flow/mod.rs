@@ -1,1 +1,15 @@
-//! (being built)
+//! Observations become flows: the connection table, the denied flows, and the verdicts that a dataplane reports.
+//!
+//! In: records of the kernel (absolute counters, drop increments). Out: per connection the counters since the last
+//! fold, exact over resets, re-openings and adoption. Always: every table is bounded and says what it refused.
+//! Not here: names (the pipeline gives them), keys and windows (`aggregate`).
+
+mod connection;
+mod denied;
+mod table;
+mod verdicts;
+
+pub use connection::{Connection, ConnectionKey, Extra, Flags};
+pub use denied::{DENIED_FLOW_LIFETIME, Denied, DeniedKey, DeniedTable, is_filter_reason};
+pub use table::{ConnectionTable, Slot};
+pub use verdicts::{Verdict, Verdicts};

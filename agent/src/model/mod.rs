@@ -1,5 +1,6 @@
 //! The vocabulary: plain data that every room speaks. No IO, no clock, no locks, nothing but std.
 
+mod checkpoint;
 mod counters;
 mod endpoint;
 mod flow_log;
@@ -9,6 +10,7 @@ mod time;
 mod tuple;
 mod verdict;
 
+pub use checkpoint::CheckpointEntry;
 pub use counters::{Counters, Directional};
 pub use endpoint::{Endpoint, EndpointKind, ServiceName};
 pub use flow_log::{FlowEnd, FlowLog, FlowLogs, Policies, ProcessColumns, Reporter, TcpColumns};
@@ -19,4 +21,4 @@ pub use observation::{
 };
 pub use time::Timestamp;
 pub use tuple::{Addresses, FiveTuple, Proto, TcpState, canonical};
-pub use verdict::{Action, Direction, Hit, PolicyKind, Trace};
+pub use verdict::{Action, Direction, Evaluation, Hit, PolicyKind, Trace};

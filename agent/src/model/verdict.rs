@@ -128,3 +128,34 @@ impl Trace {
         }
     }
 }
+
+/// What the policies say of a flow at one end: from evaluation, or from a dataplane that reports its own hits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evaluation {
+    /// What was enforced.
+    pub enforced: Trace,
+    /// The enforced hits and the staged ones met on the way.
+    pub all: Trace,
+}
+
+impl Evaluation {
+    /// From a dataplane's hits, staged ones among them. A staged policy's "nothing matched" (rule -1) says
+    /// something only in a tier that enforces nothing (Calico: felix/collector/stats.go, reported trace).
+    pub fn of_hits(hits: &Trace) -> Self {
+        let decides = |hit: &Hit| {
+            !(hit.kind.is_staged()
+                && hit.rule == -1
+                && hits.0.iter().any(|other| !other.kind.is_staged() && other.tier == hit.tier))
+        };
+        let all = if hits.0.iter().all(decides) {
+            hits.clone()
+        } else {
+            Trace(hits.0.iter().filter(|hit| decides(hit)).cloned().collect())
+        };
+        Self { enforced: all.enforced(), all }
+    }
+
+    pub fn denies(&self) -> bool {
+        self.enforced.action() == Action::Deny
+    }
+}

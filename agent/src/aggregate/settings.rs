@@ -1,0 +1,65 @@
+//! What of the configuration the pure path needs; resolved, valid, without layers.
+
+use super::Level;
+
+/// `flowLogsFileIdleFlows`: live flows without traffic in the window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IdleFlows {
+    /// A record with zero counters (Calico's behaviour).
+    #[default]
+    Emit,
+    Suppress,
+}
+
+/// `flowLogsPrivateNetworks`: what is `pvt`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PrivateNetworks {
+    /// 10/8, 172.16/12, 192.168/16 (Calico's rule; all IPv6 is `pub`).
+    #[default]
+    Rfc1918,
+    /// Also ULA, link-local, CGNAT and loopback.
+    Extended,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub level_for_allowed: Level,
+    pub level_for_denied: Level,
+    pub enabled_for_allowed: bool,
+    pub enabled_for_denied: bool,
+    pub include_labels: bool,
+    pub include_policies: bool,
+    pub include_service: bool,
+    pub network_sets: bool,
+    /// `flowLogsEnableHostEndpoint`.
+    pub host_endpoints: bool,
+    /// Evaluation mode `None` leaves the pending policies null.
+    pub pending_policies: bool,
+    pub private_networks: PrivateNetworks,
+    pub idle_flows: IdleFlows,
+    /// `source_ips` and `dest_ips` at levels 2 and 3.
+    pub ips_limit: usize,
+    pub nat_outgoing_ports_limit: usize,
+}
+
+impl Default for Settings {
+    /// The contract's defaults.
+    fn default() -> Self {
+        Self {
+            level_for_allowed: Level::NamePrefix,
+            level_for_denied: Level::SourcePort,
+            enabled_for_allowed: true,
+            enabled_for_denied: true,
+            include_labels: true,
+            include_policies: true,
+            include_service: true,
+            network_sets: true,
+            host_endpoints: false,
+            pending_policies: true,
+            private_networks: PrivateNetworks::Rfc1918,
+            idle_flows: IdleFlows::Emit,
+            ips_limit: 5,
+            nat_outgoing_ports_limit: 3,
+        }
+    }
+}

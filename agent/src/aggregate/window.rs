@@ -1,0 +1,376 @@
+//! The records of the current window.
+//!
+//! In: contributions of flows, folded under a record. Out: at the flush, the records, sorted. A record lives as
+//! long as a live flow refers to it, so that a flow finds its record again without building its key.
+//! Always: counters of what was folded are in exactly one record; a flow is counted once a window, also when its
+//! key was opened again (`Contribution::once`); no more than `limit` records.
+
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+
+use crate::model::{Counters, FlowEnd, FlowLog, FlowLogs, Labels, Policies, Timestamp, Trace};
+
+use super::{IdleFlows, Level, RecordKey, Settings};
+
+/// Index of a record in the window.
+pub type RecordId = u32;
+
+/// Distinct drop reasons that a record lists.
+const REASONS_LIMIT: usize = 16;
+
+/// What one flow adds to a record.
+#[derive(Clone, Debug, Default)]
+pub struct Contribution<'a> {
+    pub incoming: Counters,
+    pub outgoing: Counters,
+    /// The flow was open in this window.
+    pub seen: bool,
+    pub started: bool,
+    pub completed: bool,
+    /// Fingerprint of the flow's key, where the key may come more than once in this window.
+    pub once: Option<u64>,
+    /// Observed in this window: addresses, labels and ports are this window's.
+    pub touched: bool,
+    pub source_ip: Option<IpAddr>,
+    pub dest_ip: Option<IpAddr>,
+    /// 0 is none.
+    pub nat_port: u16,
+    /// Place of the flow among those observed in this window: capped lists hold the first seen.
+    pub first_seen: u32,
+    pub source_labels: Option<&'a Labels>,
+    pub dest_labels: Option<&'a Labels>,
+    pub all: Option<&'a Trace>,
+    pub pending: Option<&'a Trace>,
+    /// The last writer of `all` and `pending` wins.
+    pub policies_sequence: u64,
+    pub drop_reasons: &'a [Arc<str>],
+    pub policy_mismatch: Option<bool>,
+}
+
+/// The distinct values that were seen first, whatever the order in which flows are folded.
+#[derive(Clone, Debug)]
+struct FirstSeen<T>(Vec<(u32, T)>);
+
+impl<T> Default for FirstSeen<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Ord + Copy> FirstSeen<T> {
+    fn insert(&mut self, value: T, place: u32, limit: usize) {
+        if let Some(known) = self.0.iter_mut().find(|(_, known)| *known == value) {
+            known.0 = known.0.min(place);
+        } else if self.0.len() < limit {
+            self.0.push((place, value));
+        } else if let Some(last) = self.0.iter_mut().max_by_key(|(place, _)| *place)
+            && place < last.0
+        {
+            *last = (place, value);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    fn ascending(&self) -> Vec<T> {
+        let mut values: Vec<T> = self.0.iter().map(|&(_, value)| value).collect();
+        values.sort_unstable();
+        values
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Record {
+    references: u32,
+    incoming: Counters,
+    outgoing: Counters,
+    num_flows: u64,
+    started: u64,
+    completed: u64,
+    /// The lists below are of a window in which this was set; until then they are the previous window's.
+    touched: bool,
+    ips: [FirstSeen<IpAddr>; 2],
+    nat_ports: FirstSeen<u16>,
+    labels: [Option<Labels>; 2],
+    all: Trace,
+    pending: Option<Trace>,
+    policies_sequence: u64,
+    drop_reasons: Vec<Arc<str>>,
+    policy_mismatch: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WindowStats {
+    /// Records left out of the last flush because one side is disabled.
+    pub filtered_records: u64,
+    /// Their traffic, toward and from the reporters.
+    pub filtered: Counters,
+}
+
+pub struct Window {
+    settings: Settings,
+    start: Timestamp,
+    keys: HashMap<RecordKey, RecordId, RandomState>,
+    records: Vec<Option<(RecordKey, Record)>>,
+    free: Vec<RecordId>,
+    /// Of keys that came more than once: (fingerprint, record) -> seen, started, completed.
+    counted: std::collections::HashMap<(u64, RecordId), [bool; 3], RandomState>,
+    epoch: u16,
+    limit: usize,
+}
+
+impl Window {
+    pub fn new(settings: Settings, start: Timestamp, limit: usize) -> Self {
+        Self {
+            settings,
+            start,
+            keys: HashMap::default(),
+            records: Vec::new(),
+            free: Vec::new(),
+            counted: std::collections::HashMap::default(),
+            epoch: 1,
+            limit: limit.min(RecordId::MAX as usize - 1),
+        }
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub fn start(&self) -> Timestamp {
+        self.start
+    }
+
+    pub fn set_start(&mut self, start: Timestamp) {
+        self.start = start;
+    }
+
+    /// Record ids of another epoch mean nothing any more.
+    pub fn epoch(&self) -> u16 {
+        self.epoch
+    }
+
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Right after a flush: from here on records have other keys. Flows must attach anew.
+    pub fn reconfigure(&mut self, settings: Settings) {
+        if settings != self.settings {
+            self.settings = settings;
+            self.keys.clear();
+            self.records.clear();
+            self.free.clear();
+            self.epoch = self.epoch.wrapping_add(1).max(1);
+        }
+    }
+
+    /// The record of this key, with one more flow that refers to it. `None`: the window is full.
+    pub fn attach(&mut self, key: RecordKey) -> Option<RecordId> {
+        if let Some(&id) = self.keys.get(&key) {
+            if let Some((_, record)) = self.records[id as usize].as_mut() {
+                record.references += 1;
+            }
+            return Some(id);
+        }
+        if self.keys.len() >= self.limit {
+            return None;
+        }
+        let record = Record { references: 1, ..Record::default() };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.records[id as usize] = Some((key.clone(), record));
+                id
+            }
+            None => {
+                self.records.push(Some((key.clone(), record)));
+                (self.records.len() - 1) as RecordId
+            }
+        };
+        self.keys.insert(key, id);
+        Some(id)
+    }
+
+    /// A flow does not refer to the record any more; it stays until the flush.
+    pub fn detach(&mut self, id: RecordId) {
+        if let Some(Some((_, record))) = self.records.get_mut(id as usize) {
+            record.references = record.references.saturating_sub(1);
+        }
+    }
+
+    pub fn fold(&mut self, id: RecordId, flow: &Contribution<'_>) {
+        let Some(Some((_, record))) = self.records.get_mut(id as usize) else { return };
+        record.incoming += flow.incoming;
+        record.outgoing += flow.outgoing;
+        let mut count = [flow.seen, flow.started, flow.completed];
+        if let Some(fingerprint) = flow.once {
+            match self.counted.entry((fingerprint, id)) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(count);
+                }
+                Entry::Occupied(mut before) => {
+                    for (count, before) in count.iter_mut().zip(before.get_mut()) {
+                        let now = *count;
+                        *count = now && !*before;
+                        *before |= now;
+                    }
+                }
+            }
+        }
+        record.num_flows += u64::from(count[0]);
+        record.started += u64::from(count[1]);
+        record.completed += u64::from(count[2]);
+        if flow.policy_mismatch > record.policy_mismatch {
+            record.policy_mismatch = flow.policy_mismatch;
+        }
+        for reason in flow.drop_reasons {
+            if record.drop_reasons.len() < REASONS_LIMIT && !record.drop_reasons.contains(reason) {
+                record.drop_reasons.push(reason.clone());
+            }
+        }
+        if flow.all.is_some() && flow.policies_sequence >= record.policies_sequence {
+            record.policies_sequence = flow.policies_sequence;
+            if let Some(all) = flow.all {
+                record.all = all.clone();
+            }
+            record.pending = flow.pending.cloned();
+        }
+        if !flow.touched {
+            // A silent flow changes no list; but the first of a record that has none gives it its own.
+            if record.touched || record.labels[0].is_some() {
+                return;
+            }
+        } else if !record.touched {
+            record.touched = true;
+            record.ips = Default::default();
+            record.nat_ports.clear();
+            record.labels = [None, None];
+        }
+        for (labels, more) in record.labels.iter_mut().zip([flow.source_labels, flow.dest_labels]) {
+            let Some(more) = more else { continue };
+            match labels {
+                None => *labels = Some(more.clone()),
+                Some(labels) if labels.same(more) => {}
+                Some(labels) => *labels = labels.intersection(more),
+            }
+        }
+        for (ips, ip) in record.ips.iter_mut().zip([flow.source_ip, flow.dest_ip]) {
+            if let Some(ip) = ip {
+                ips.insert(ip, flow.first_seen, self.settings.ips_limit);
+            }
+        }
+        if flow.nat_port != 0 {
+            record.nat_ports.insert(flow.nat_port, flow.first_seen, self.settings.nat_outgoing_ports_limit);
+        }
+    }
+
+    /// Closes the window at `end`; the next one begins there.
+    pub fn flush(&mut self, end: Timestamp, lost_events: u64) -> (FlowLogs, WindowStats) {
+        let mut stats = WindowStats::default();
+        let mut order: Vec<RecordId> = Vec::with_capacity(self.keys.len());
+        for (id, place) in self.records.iter().enumerate() {
+            let Some((key, record)) = place else { continue };
+            let idle = record.incoming.is_zero() && record.outgoing.is_zero();
+            let silent = idle && record.started == 0 && record.completed == 0;
+            if silent && (record.num_flows == 0 || self.settings.idle_flows == IdleFlows::Suppress) {
+                continue;
+            }
+            let enabled = if key.denied_level {
+                self.settings.enabled_for_denied
+            } else {
+                self.settings.enabled_for_allowed
+            };
+            if enabled {
+                order.push(id as RecordId);
+            } else {
+                stats.filtered_records += 1;
+                stats.filtered += record.incoming;
+                stats.filtered += record.outgoing;
+            }
+        }
+        let (records, settings) = (&self.records, &self.settings);
+        let at = |id: &RecordId| records[*id as usize].as_ref();
+        order.sort_unstable_by(|a, b| match (at(a), at(b)) {
+            (Some((a, _)), Some((b, _))) => a.order(b),
+            _ => a.cmp(b),
+        });
+        let logs = order.iter().filter_map(at).map(|(key, record)| flow_log(key, record, settings)).collect();
+        let logs = FlowLogs { start: self.start, end, lost_events, records: logs };
+
+        for (id, place) in self.records.iter_mut().enumerate() {
+            let Some((key, record)) = place else { continue };
+            if record.references == 0 {
+                self.keys.remove(key);
+                *place = None;
+                self.free.push(id as RecordId);
+                continue;
+            }
+            record.incoming = Counters::default();
+            record.outgoing = Counters::default();
+            record.num_flows = 0;
+            record.started = 0;
+            record.completed = 0;
+            record.touched = false;
+            record.policies_sequence = 0;
+            record.drop_reasons.clear();
+            record.policy_mismatch = None;
+        }
+        self.counted.clear();
+        self.start = end;
+        (logs, stats)
+    }
+}
+
+fn flow_log(key: &RecordKey, record: &Record, settings: &Settings) -> FlowLog {
+    let level = if key.denied_level { settings.level_for_denied } else { settings.level_for_allowed };
+    let end = |end: &super::level::EndKey, labels: &Option<Labels>, ips: &FirstSeen<IpAddr>| {
+        let ips = if level < Level::NamePrefix { Vec::new() } else { ips.ascending() };
+        FlowEnd {
+            kind: end.kind,
+            namespace: end.namespace.clone(),
+            name: end.name.clone(),
+            name_aggr: end.name_aggr.clone(),
+            ip: end.ip,
+            port: end.port,
+            labels: settings.include_labels.then(|| labels.clone().unwrap_or_default()),
+            ips,
+        }
+    };
+    let mut drop_reasons = record.drop_reasons.clone();
+    drop_reasons.sort_unstable();
+    FlowLog {
+        source: end(&key.source, &record.labels[0], &record.ips[0]),
+        dest: end(&key.dest, &record.labels[1], &record.ips[1]),
+        nat_outgoing_ports: record.nat_ports.ascending(),
+        service: key.service.clone(),
+        hide_service_port_name: level == Level::NoDestinationPort,
+        dest_domains: Vec::new(),
+        proto: key.proto,
+        action: key.action,
+        reporter: key.reporter,
+        policies: key.trace.as_ref().map(|enforced| Policies {
+            enforced: enforced.clone(),
+            pending: record.pending.clone(),
+            all: record.all.clone(),
+        }),
+        incoming: record.incoming,
+        outgoing: record.outgoing,
+        num_flows: record.num_flows,
+        num_flows_started: record.started,
+        num_flows_completed: record.completed,
+        process: Default::default(),
+        tcp: Default::default(),
+        drop_reasons,
+        policy_mismatch: record.policy_mismatch,
+    }
+}

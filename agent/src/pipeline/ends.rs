@@ -1,0 +1,129 @@
+//! Who is at each end of a flow, and which of its ends are this node's.
+//!
+//! In: addresses, the time when the flow began, the cluster. Out: two endpoints, the service, the local ends.
+//! Order of naming: endpoint, then network set (seen from the peer), then plain address.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::aggregate::{PrivateNetworks, Settings};
+use crate::cluster::{Cluster, private_or_public};
+use crate::model::{Addresses, Endpoint, EndpointKind, Labels, Proto, ServiceName, Timestamp};
+
+/// The two ends that stand for plain addresses.
+pub(super) struct PlainAddresses {
+    public: Arc<Endpoint>,
+    private: Arc<Endpoint>,
+}
+
+impl PlainAddresses {
+    pub(super) fn new() -> Self {
+        let end = |name: &str| {
+            Arc::new(Endpoint {
+                kind: EndpointKind::Net,
+                namespace: None,
+                name: "-".into(),
+                name_aggr: name.into(),
+                labels: Labels::default(),
+                node: None,
+                uid: None,
+                created: None,
+                is_bare_node: false,
+            })
+        };
+        Self { public: end("pub"), private: end("pvt") }
+    }
+
+    fn of(&self, ip: IpAddr, networks: PrivateNetworks) -> Arc<Endpoint> {
+        match private_or_public(ip, networks == PrivateNetworks::Extended) {
+            "pvt" => self.private.clone(),
+            _ => self.public.clone(),
+        }
+    }
+}
+
+/// What a settled flow keeps.
+pub(super) struct Ends {
+    pub(super) ends: [Arc<Endpoint>; 2],
+    pub(super) service: Option<Arc<ServiceName>>,
+    /// `[source, destination]`.
+    pub(super) local: [bool; 2],
+    /// From the node itself to a pod of the same node.
+    pub(super) unpoliced: bool,
+}
+
+/// What must be known of a flow to name it.
+pub(super) struct Unnamed<'a> {
+    pub(super) proto: Proto,
+    /// After DNAT, before SNAT.
+    pub(super) addresses: Addresses,
+    /// Destination before DNAT.
+    pub(super) original_dst: (IpAddr, u16),
+    pub(super) began: Timestamp,
+    /// What was known when it began.
+    pub(super) known: &'a [Option<Arc<Endpoint>>; 2],
+}
+
+/// Endpoints only: what a flow takes along from its beginning.
+pub(super) fn endpoints(
+    cluster: &Cluster,
+    settings: &Settings,
+    addresses: &Addresses,
+    began: Timestamp,
+) -> [Option<Arc<Endpoint>>; 2] {
+    [addresses.src, addresses.dst]
+        .map(|ip| cluster.endpoint_at(ip, began, settings.host_endpoints).cloned())
+}
+
+pub(super) fn name(
+    cluster: &Cluster,
+    settings: &Settings,
+    plain: &PlainAddresses,
+    host_addresses: &[IpAddr],
+    flow: &Unnamed<'_>,
+) -> Ends {
+    let Addresses { src, dst, .. } = flow.addresses;
+    if cluster.is_empty() {
+        let only_destination = host_addresses.contains(&dst) && !host_addresses.contains(&src);
+        return Ends {
+            ends: [src, dst].map(|ip| plain.of(ip, settings.private_networks)),
+            service: None,
+            local: [!only_destination, only_destination],
+            unpoliced: false,
+        };
+    }
+    let mut found = endpoints(cluster, settings, &flow.addresses, flow.began);
+    for (found, known) in found.iter_mut().zip(flow.known) {
+        if let Some(known) = known {
+            *found = Some(known.clone());
+        }
+    }
+    let set = |ip: IpAddr, peer: Option<&Arc<Endpoint>>| {
+        let peer_namespace = peer.and_then(|peer| peer.namespace.as_deref());
+        settings.network_sets.then(|| cluster.network_set(ip, peer_namespace).cloned()).flatten()
+    };
+    let [source, dest] = found;
+    let source = source
+        .or_else(|| set(src, dest.as_ref()))
+        .unwrap_or_else(|| plain.of(src, settings.private_networks));
+    let dest = dest
+        .or_else(|| set(dst, Some(&source)))
+        .unwrap_or_else(|| plain.of(dst, settings.private_networks));
+
+    let is_local = |end: &Endpoint| match end.kind {
+        EndpointKind::Wep => cluster.is_local(end),
+        EndpointKind::Hep => settings.host_endpoints && cluster.is_local(end),
+        EndpointKind::Ns | EndpointKind::Net => false,
+    };
+    let local = [is_local(&source), is_local(&dest)];
+    let from_node = cluster.is_node_address(src) || source.kind == EndpointKind::Hep && cluster.is_local(&source);
+    let (original_dst, original_port) = flow.original_dst;
+    let dnat = (original_dst, original_port) != (dst, flow.addresses.dst_port);
+    let service = if flow.proto.has_ports() {
+        cluster.service(flow.proto, original_dst, original_port, dnat)
+    } else {
+        None
+    };
+    let unpoliced = from_node && local[1] && dest.kind == EndpointKind::Wep;
+    Ends { ends: [source, dest], service, local, unpoliced }
+}

@@ -1,0 +1,442 @@
+//! Flows are folded into the window: here a connection or a denied flow becomes reports, one per local end.
+//!
+//! In: a flow with pending counters, the cluster, the verdicts. Out: contributions to records. Always: pending
+//! counters go to a record, or to a number of [`Stats`]; a drop belongs to one end (the first local one, in path
+//! order, whose policies deny; else to the last local one, unexplained).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::aggregate::{Contribution, Report, Window, key};
+use crate::cluster::Cluster;
+use crate::flow::{Connection, Denied, DeniedTable, Flags, Verdicts};
+use crate::model::{
+    Action, Addresses, Counters, Direction, Endpoint, EndpointKind, Evaluation, FiveTuple, Reporter,
+    Trace,
+};
+
+use super::ends::{Ends, PlainAddresses, Unnamed, name};
+use super::stats::{Stats, sum};
+
+const SIDES: [(Reporter, Direction, Flags); 2] = [
+    (Reporter::Src, Direction::Egress, Flags::STARTED_SRC),
+    (Reporter::Dst, Direction::Ingress, Flags::STARTED_DST),
+];
+
+/// Everything that folding touches, borrowed apart from the flow itself.
+pub(super) struct Fold<'a> {
+    pub(super) cluster: &'a Cluster,
+    pub(super) window: &'a mut Window,
+    pub(super) verdicts: &'a Verdicts,
+    pub(super) denied: Option<&'a mut DeniedTable>,
+    pub(super) stats: &'a mut Stats,
+    pub(super) plain: &'a PlainAddresses,
+    pub(super) host_addresses: &'a [IpAddr],
+    pub(super) nothing_evaluated: &'a Arc<Evaluation>,
+    pub(super) empty: &'a Trace,
+}
+
+impl Fold<'_> {
+    /// Names, service and locality become final.
+    pub(super) fn settle(&self, connection: &mut Connection) {
+        if connection.flags.has(Flags::SETTLED) {
+            return;
+        }
+        let flow = Unnamed {
+            proto: connection.key.proto,
+            addresses: connection.reported().addresses,
+            original_dst: (connection.key.original.dst, connection.key.original.dst_port),
+            began: connection.began,
+            known: &connection.ends,
+        };
+        let Ends { ends, service, local, unpoliced } = self.name(&flow);
+        connection.ends = ends.map(Some);
+        connection.service = service;
+        let bits = [
+            (local[0], Flags::LOCAL_SRC),
+            (local[1], Flags::LOCAL_DST),
+            (unpoliced, Flags::UNPOLICED_DST),
+            (true, Flags::SETTLED),
+        ];
+        for (is, bit) in bits {
+            if is {
+                connection.flags.set(bit);
+            }
+        }
+    }
+
+    fn name(&self, flow: &Unnamed<'_>) -> Ends {
+        name(self.cluster, self.window.settings(), self.plain, self.host_addresses, flow)
+    }
+
+    /// What a dataplane reported takes the place of evaluation. `true` per side whose verdict has moved.
+    fn moved(
+        &self,
+        tuple: FiveTuple,
+        evaluations: &mut [Option<Arc<Evaluation>>; 2],
+        reported: [bool; 2],
+        may_move: bool,
+    ) -> [Option<Arc<Evaluation>>; 2] {
+        let mut moved = [None, None];
+        if self.verdicts.is_empty() {
+            return moved;
+        }
+        for (side, (_, direction, _)) in SIDES.into_iter().enumerate() {
+            let verdict = self.verdicts.get(tuple, direction);
+            let Some(now) = verdict.and_then(|verdict| verdict.evaluation.as_ref()) else { continue };
+            match &evaluations[side] {
+                Some(before) if Arc::ptr_eq(before, now) => {}
+                Some(before)
+                    if before.enforced == now.enforced && before.all.has_deny() == now.all.has_deny() =>
+                {
+                    evaluations[side] = Some(now.clone());
+                }
+                None if !reported[side] => evaluations[side] = Some(now.clone()),
+                _ if may_move => moved[side] = Some(now.clone()),
+                _ => {}
+            }
+        }
+        moved
+    }
+
+    /// Takes over new verdicts; one that moved completes the old record and starts the new.
+    pub(super) fn take_verdicts(&mut self, connection: &mut Connection, fingerprint: u64, ended: bool) {
+        if self.verdicts.is_empty() {
+            return;
+        }
+        let reported = connection.flags.has(Flags::REPORTED);
+        let tuple = connection.reported();
+        let moved = self.moved(tuple, &mut connection.evaluations, [reported; 2], !ended);
+        if moved.iter().all(Option::is_none) {
+            return;
+        }
+        connection.flags.set(Flags::REOPENED);
+        self.connection(connection, fingerprint, [moved[0].is_some(), moved[1].is_some()], false);
+        for (side, now) in moved.into_iter().enumerate() {
+            let Some(now) = now else { continue };
+            connection.evaluations[side] = Some(now);
+            self.release(&mut connection.records[side], connection.records_epoch);
+            connection.flags.set(SIDES[side].2);
+        }
+        connection.flags.set(Flags::REOPENED);
+    }
+
+    fn release(&mut self, record: &mut u32, epoch: u16) {
+        if *record != Connection::NO_RECORD && epoch == self.window.epoch() {
+            self.window.detach(*record);
+        }
+        *record = Connection::NO_RECORD;
+    }
+
+    /// Folds what is pending. `complete` ends the flow's record at a side though the connection lives on.
+    pub(super) fn connection(
+        &mut self,
+        connection: &mut Connection,
+        fingerprint: u64,
+        complete: [bool; 2],
+        ended: bool,
+    ) {
+        self.settle(connection);
+        if connection.records_epoch != self.window.epoch() {
+            connection.records = [Connection::NO_RECORD; 2];
+            connection.records_epoch = self.window.epoch();
+        }
+        let local = [connection.flags.has(Flags::LOCAL_SRC), connection.flags.has(Flags::LOCAL_DST)];
+        if local == [false, false] {
+            self.stats.not_local += sum(connection.take());
+            connection.flags.clear(Flags::STARTED);
+            return;
+        }
+        if self.is_withheld(connection, fingerprint, ended) {
+            return;
+        }
+        let counted = connection.flags.has(Flags::COMPLETION_COUNTED);
+        let completes = connection.flags.has(Flags::COMPLETED);
+        let replied = connection.is_replied();
+        let pending = connection.take();
+        for (side, (reporter, direction, started)) in SIDES.into_iter().enumerate() {
+            if !local[side] {
+                continue;
+            }
+            let (incoming, outgoing) = match reporter {
+                Reporter::Src => (pending.reply, pending.original),
+                Reporter::Dst => (pending.original, pending.reply),
+            };
+            let [Some(source), Some(dest)] = &connection.ends else { continue };
+            if connection.evaluations[side].is_none() {
+                let own = if side == 0 { source } else { dest };
+                if own.is_bare_node || side == 1 && connection.flags.has(Flags::UNPOLICED_DST) {
+                    connection.evaluations[side] = Some(self.nothing_evaluated.clone());
+                }
+            }
+            let evaluation = connection.evaluations[side].as_deref();
+            let tuple = connection.reported();
+            if connection.records[side] == Connection::NO_RECORD {
+                let report = Report {
+                    reporter,
+                    action: Action::Allow,
+                    proto: tuple.proto,
+                    addresses: tuple.addresses,
+                    source,
+                    dest,
+                    service: connection.service.as_ref(),
+                    evaluation,
+                };
+                match self.window.attach(key(&report, self.window.settings())) {
+                    Some(record) => connection.records[side] = record,
+                    None => {
+                        self.stats.window_overflow += sum(pending);
+                        continue;
+                    }
+                }
+            }
+            let verdict = self.verdicts.get(tuple, direction);
+            let pending_trace = verdict.and_then(|verdict| verdict.pending.as_ref()).unwrap_or(self.empty);
+            let own = if side == 0 { source } else { dest };
+            let judged = self.window.settings().pending_policies && own.kind != EndpointKind::Hep;
+            let labels = |end: &'_ Endpoint, side: usize| {
+                let earlier = connection.extra.as_ref().and_then(|extra| extra.earlier_labels[side].as_ref());
+                match earlier {
+                    Some(earlier) => end.labels.intersection(earlier),
+                    None => end.labels.clone(),
+                }
+            };
+            let (source_labels, dest_labels) = (labels(source, 0), labels(dest, 1));
+            let contribution = Contribution {
+                incoming,
+                outgoing,
+                seen: !counted,
+                started: !counted && connection.flags.has(started),
+                completed: !counted && (completes || complete[side]),
+                once: connection.flags.has(Flags::REOPENED).then_some(fingerprint),
+                touched: connection.flags.has(Flags::TOUCHED),
+                source_ip: Some(tuple.addresses.src),
+                dest_ip: Some(tuple.addresses.dst),
+                // A port is translated on the way out; a connection to itself goes nowhere.
+                nat_port: if tuple.addresses.src == tuple.addresses.dst { 0 } else { connection.snat_port },
+                first_seen: connection.first_seen,
+                source_labels: Some(&source_labels),
+                dest_labels: Some(&dest_labels),
+                all: evaluation.map(|evaluation| &evaluation.all),
+                pending: judged.then_some(pending_trace),
+                policies_sequence: verdict.map_or(0, |verdict| verdict.sequence),
+                drop_reasons: &[],
+                policy_mismatch: evaluation.map(|evaluation| evaluation.denies() && replied),
+            };
+            self.window.fold(connection.records[side], &contribution);
+            if ended {
+                let mut record = connection.records[side];
+                self.release(&mut record, connection.records_epoch);
+            }
+        }
+        connection.flags.clear(Flags::STARTED);
+        connection.flags.clear(Flags::TOUCHED);
+        connection.flags.clear(Flags::REOPENED);
+        connection.flags.set(Flags::REPORTED);
+        if completes {
+            connection.flags.set(Flags::COMPLETION_COUNTED);
+        }
+        if let Some(extra) = &mut connection.extra {
+            extra.earlier_labels = [None, None];
+        }
+    }
+
+    /// A connection without a reply whose packets are dropped is counted by its drops alone.
+    fn is_withheld(&mut self, connection: &mut Connection, fingerprint: u64, ended: bool) -> bool {
+        let replied = connection.is_replied();
+        let mut denied_now = false;
+        if let Some(denied) = self.denied.as_deref_mut().filter(|denied| !denied.is_empty())
+            && let Some(denied) = denied.of_connection(connection.reported(), connection.key.icmp_id)
+        {
+            denied.beside_connection |= replied;
+            denied_now = !replied;
+        }
+        if denied_now {
+            self.complete_reported(connection, fingerprint);
+            let counters = connection.counters();
+            connection.extra().withheld_at = Some(counters);
+            connection.flags.set(Flags::WITHHELD);
+        } else if connection.flags.has(Flags::WITHHELD) {
+            let withheld_at = connection.extra().withheld_at;
+            if !replied && withheld_at == Some(connection.counters()) {
+                denied_now = true; // nothing new: the drops have spoken for all of it
+            } else {
+                if let Some(counters) = withheld_at.filter(|_| !replied) {
+                    self.stats.superseded += sum(connection.take_up_to(counters));
+                }
+                connection.extra().withheld_at = None;
+                connection.flags.clear(Flags::WITHHELD);
+            }
+        }
+        if denied_now && ended {
+            self.stats.superseded += sum(connection.take());
+        }
+        denied_now
+    }
+
+    /// Its records so far said `allow`: the flow is over there, and may start again.
+    fn complete_reported(&mut self, connection: &mut Connection, fingerprint: u64) {
+        if !connection.flags.has(Flags::REPORTED) {
+            return;
+        }
+        for (side, record) in connection.records.iter_mut().enumerate() {
+            if *record == Connection::NO_RECORD {
+                continue;
+            }
+            if !connection.flags.has(Flags::COMPLETION_COUNTED) {
+                let contribution =
+                    Contribution { seen: true, completed: true, once: Some(fingerprint), ..Default::default() };
+                self.window.fold(*record, &contribution);
+                connection.flags.set(SIDES[side].2);
+            }
+            self.window.detach(*record);
+            *record = Connection::NO_RECORD;
+        }
+        connection.flags.clear(Flags::REPORTED);
+        connection.flags.set(Flags::REOPENED);
+    }
+
+    /// Takes over new verdicts. `true`: the verdict moved, the flow as it was is over.
+    pub(super) fn take_denied_verdicts(&self, denied: &mut Denied) -> bool {
+        let reported = denied.settled;
+        let moved = self.moved(denied.key.tuple, &mut denied.evaluations, [reported; 2], true);
+        moved.iter().any(Option::is_some)
+    }
+
+    /// Folds a denied flow's drops; `over` completes it.
+    pub(super) fn denied(&mut self, denied: &mut Denied, fingerprint: u64, over: bool) {
+        let addresses: Addresses = denied.key.tuple.addresses;
+        if !denied.settled {
+            let original_dst =
+                denied.original.map_or((addresses.dst, addresses.dst_port), |o| (o.dst, o.dst_port));
+            let flow = Unnamed {
+                proto: denied.key.tuple.proto,
+                addresses,
+                original_dst,
+                began: denied.began,
+                known: &denied.ends,
+            };
+            let Ends { ends, service, local, unpoliced } = self.name(&flow);
+            denied.ends = ends.map(Some);
+            denied.service = service;
+            denied.local = local;
+            denied.unpoliced = unpoliced;
+            denied.settled = true;
+        }
+        if denied.records_epoch != self.window.epoch() {
+            denied.records = [Connection::NO_RECORD; 2];
+            denied.records_epoch = self.window.epoch();
+        }
+        let pending = std::mem::take(&mut denied.pending);
+        let Some(last_local) = (0..2).rev().find(|&side| denied.local[side]) else {
+            self.stats.not_local_denied += pending;
+            return;
+        };
+        let denies = |side: usize| {
+            denied.local[side] && denied.evaluations[side].as_deref().is_some_and(Evaluation::denies)
+        };
+        let explained = (0..2).find(|&side| denies(side));
+        let belongs_to = explained.unwrap_or(last_local);
+        for (side, (reporter, direction, _)) in SIDES.into_iter().enumerate() {
+            if !denied.local[side] || side > belongs_to {
+                continue;
+            }
+            let is_deny = side == belongs_to;
+            if !is_deny && denied.beside_connection {
+                // What passed is in the connection's own line.
+                let record = denied.records[side];
+                if record != Connection::NO_RECORD {
+                    let contribution = Contribution { seen: true, completed: true, ..Default::default() };
+                    self.window.fold(record, &contribution);
+                    self.window.detach(record);
+                    denied.records[side] = Connection::NO_RECORD;
+                }
+                continue;
+            }
+            let [Some(source), Some(dest)] = &denied.ends else { continue };
+            let evaluation = denied.evaluations[side].as_deref();
+            if denied.records[side] == Connection::NO_RECORD {
+                let report = Report {
+                    reporter,
+                    action: if is_deny { Action::Deny } else { Action::Allow },
+                    proto: denied.key.tuple.proto,
+                    addresses,
+                    source,
+                    dest,
+                    service: denied.service.as_ref(),
+                    evaluation,
+                };
+                match self.window.attach(key(&report, self.window.settings())) {
+                    Some(record) => denied.records[side] = record,
+                    None => {
+                        self.stats.window_overflow += pending;
+                        continue;
+                    }
+                }
+            }
+            let verdict = self.verdicts.get(denied.key.tuple, direction);
+            let pending_trace = verdict.and_then(|verdict| verdict.pending.as_ref()).unwrap_or(self.empty);
+            let own = if side == 0 { source } else { dest };
+            let judged = self.window.settings().pending_policies && own.kind != EndpointKind::Hep;
+            let (incoming, outgoing) = match reporter {
+                Reporter::Src => (Counters::default(), pending),
+                Reporter::Dst => (pending, Counters::default()),
+            };
+            let contribution = Contribution {
+                incoming,
+                outgoing,
+                seen: true,
+                started: denied.started[side],
+                completed: over,
+                once: denied.reopened.then_some(fingerprint),
+                touched: denied.touched,
+                source_ip: Some(addresses.src),
+                dest_ip: Some(addresses.dst),
+                nat_port: 0,
+                first_seen: denied.first_seen,
+                source_labels: Some(&source.labels),
+                dest_labels: Some(&dest.labels),
+                all: evaluation.map(|evaluation| &evaluation.all),
+                pending: judged.then_some(pending_trace),
+                policies_sequence: verdict.map_or(0, |verdict| verdict.sequence),
+                drop_reasons: if is_deny { &denied.reasons } else { &[] },
+                policy_mismatch: evaluation.map(|_| is_deny && explained.is_none()),
+            };
+            self.window.fold(denied.records[side], &contribution);
+            denied.started[side] = false;
+            if over {
+                self.window.detach(denied.records[side]);
+            }
+        }
+        denied.reasons.clear();
+        denied.touched = false;
+        denied.reopened = false;
+    }
+}
+
+/// `true` when the flow ended between two endpoints that are both known: its names need no flush.
+pub(super) fn both_known(connection: &Connection) -> bool {
+    connection.ends.iter().all(|end| end.is_some())
+}
+
+/// A relabelled end is the same end: what it carried before is kept for this window's intersection.
+pub(super) fn refresh_labels(cluster: &Cluster, connection: &mut Connection) {
+    let epoch = cluster.labels_epoch() as u32;
+    if connection.labels_epoch == epoch {
+        return;
+    }
+    connection.labels_epoch = epoch;
+    for side in 0..2 {
+        let Some(before) = &connection.ends[side] else { continue };
+        let Some(now) = cluster.current(before).filter(|now| !Arc::ptr_eq(now, before)) else { continue };
+        let (now, before) = (now.clone(), before.labels.clone());
+        if connection.flags.has(Flags::TOUCHED) && !before.same(&now.labels) {
+            let earlier = &mut connection.extra().earlier_labels[side];
+            *earlier = Some(match earlier.take() {
+                Some(earlier) => earlier.intersection(&before),
+                None => before,
+            });
+        }
+        connection.ends[side] = Some(now);
+    }
+}

@@ -1,0 +1,478 @@
+//! The one path: observations in, flow logs out. Pure and synchronous.
+//!
+//! In: one [`Input`] at a time, the time it is at, the snapshot of the world. Out: at a flush, the window's records.
+//! Always: every packet that was observed is in exactly one record per local end, or in a number of [`Stats`];
+//! the same inputs give the same output. The daemon, `replay`, the scenarios, the fuzzers and the benches call
+//! nothing else. Not here: clocks, channels, files, JSON.
+
+mod ends;
+mod fold;
+mod stats;
+
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+
+use crate::aggregate::{Settings, Window};
+use crate::flow::{
+    Connection, ConnectionKey, ConnectionTable, Denied, DeniedKey, DeniedTable, Flags, Slot, Verdicts,
+    is_filter_reason,
+};
+use crate::model::{
+    Addresses, CheckpointEntry, ConnectionEvent, ConnectionRecord, Counters, Directional, DropRecord,
+    Evaluation, FiveTuple, FlowLogs, Observation, Timestamp, Trace,
+};
+use crate::snapshot::Snapshot;
+
+use ends::PlainAddresses;
+use fold::{Fold, both_known, refresh_labels};
+pub use stats::Stats;
+use stats::count_by_name;
+
+/// What the pipeline is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    Observation(&'a Observation),
+    /// Close the window now.
+    Flush,
+}
+
+/// Bounds of the tables. What does not fit is counted in [`Stats`].
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub connections: usize,
+    /// Ended connections that wait for the flush, so that verdicts and names that come late still find them.
+    pub ended: usize,
+    pub denied: usize,
+    pub verdicts: usize,
+    pub records: usize,
+    /// Keys that ended in this window and may come again.
+    pub reopened: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4 << 20,
+            ended: 256 << 10,
+            denied: 256 << 10,
+            verdicts: 256 << 10,
+            records: 2 << 20,
+            reopened: 1 << 20,
+        }
+    }
+}
+
+pub struct Pipeline {
+    connections: ConnectionTable,
+    /// Ended in this window, oldest first.
+    ended: VecDeque<Connection>,
+    /// How many of them have left the queue's front.
+    ended_folded: u64,
+    /// By the key's fingerprint: the last of `ended` with that key, counted from the window's first.
+    ended_keys: HashMap<u64, u64, RandomState>,
+    denied: DeniedTable,
+    /// Denied flows that were over before the flush.
+    denied_over: Vec<Denied>,
+    /// Connections that never entered the table: what they lend to a denied flow.
+    unconfirmed: Vec<(DeniedKey, Addresses)>,
+    verdicts: Verdicts,
+    baselines: HashMap<ConnectionKey, Directional, RandomState>,
+    window: Window,
+    next_settings: Option<Settings>,
+    plain: PlainAddresses,
+    host_addresses: Vec<IpAddr>,
+    nothing_evaluated: Arc<Evaluation>,
+    empty: Trace,
+    fingerprints: RandomState,
+    first_seen: u32,
+    lost_events: u64,
+    now: Timestamp,
+    limits: Limits,
+    stats: Stats,
+}
+
+/// Borrows what folding needs, beside the connections.
+macro_rules! fold {
+    ($pipeline:expr, $cluster:expr, $denied:expr) => {
+        Fold {
+            cluster: $cluster,
+            window: &mut $pipeline.window,
+            verdicts: &$pipeline.verdicts,
+            denied: $denied,
+            stats: &mut $pipeline.stats,
+            plain: &$pipeline.plain,
+            host_addresses: &$pipeline.host_addresses,
+            nothing_evaluated: &$pipeline.nothing_evaluated,
+            empty: &$pipeline.empty,
+        }
+    };
+}
+
+impl Pipeline {
+    /// The first window begins at `start`.
+    pub fn new(settings: Settings, limits: Limits, start: Timestamp) -> Self {
+        Self {
+            connections: ConnectionTable::new(limits.connections),
+            ended: VecDeque::new(),
+            ended_folded: 0,
+            ended_keys: HashMap::default(),
+            denied: DeniedTable::new(limits.denied),
+            denied_over: Vec::new(),
+            unconfirmed: Vec::new(),
+            verdicts: Verdicts::new(NonZeroUsize::new(limits.verdicts).unwrap_or(NonZeroUsize::MIN)),
+            baselines: HashMap::default(),
+            window: Window::new(settings, start, limits.records),
+            next_settings: None,
+            plain: PlainAddresses::new(),
+            host_addresses: Vec::new(),
+            nothing_evaluated: Arc::default(),
+            empty: Trace::default(),
+            fingerprints: RandomState::default(),
+            first_seen: 0,
+            lost_events: 0,
+            now: start,
+            limits,
+            stats: Stats::default(),
+        }
+    }
+
+    /// This host's own addresses: they tell the reporter where there is no cluster.
+    pub fn set_host_addresses(&mut self, addresses: Vec<IpAddr>) {
+        self.host_addresses = addresses;
+    }
+
+    /// Acts after the next flush; no counter is lost.
+    pub fn reconfigure(&mut self, settings: Settings) {
+        self.next_settings = Some(settings);
+    }
+
+    /// Baselines of a clean stop: adopted connections continue from there.
+    pub fn restore(&mut self, entries: impl IntoIterator<Item = CheckpointEntry>) {
+        let limit = self.limits.connections;
+        for entry in entries {
+            if self.baselines.len() >= limit {
+                break;
+            }
+            let key = ConnectionKey {
+                original: entry.original,
+                zone: entry.zone,
+                icmp_id: entry.icmp_id,
+                proto: entry.proto,
+            };
+            self.baselines.insert(key, entry.counters);
+        }
+    }
+
+    /// All connections that exist have been adopted: what is left of the checkpoint is gone.
+    pub fn finish_adoption(&mut self) {
+        self.stats.checkpoint_gone += self.baselines.len() as u64;
+        self.baselines = HashMap::default();
+    }
+
+    /// What is exported of the connections that live on.
+    pub fn checkpoint(&self) -> impl Iterator<Item = CheckpointEntry> {
+        self.connections.iter().map(|connection| CheckpointEntry {
+            zone: connection.key.zone,
+            proto: connection.key.proto,
+            original: connection.key.original,
+            icmp_id: connection.key.icmp_id,
+            counters: connection.exported(),
+        })
+    }
+
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    pub fn live_connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// One step. Time never goes backwards: an earlier `now` is taken as the last one, and counted.
+    pub fn step(&mut self, input: Input<'_>, now: Timestamp, snapshot: &Snapshot) -> Option<FlowLogs> {
+        if now < self.now {
+            self.stats.time_went_back += 1;
+        }
+        self.now = self.now.max(now);
+        match input {
+            Input::Observation(observation) => {
+                self.observe(observation, snapshot);
+                None
+            }
+            Input::Flush => Some(self.flush(snapshot)),
+        }
+    }
+
+    fn observe(&mut self, observation: &Observation, snapshot: &Snapshot) {
+        match observation {
+            Observation::Connection(record) => self.observe_connection(record, snapshot),
+            Observation::Drop(drop) => self.observe_drop(drop, snapshot),
+            Observation::Verdict(verdict) => {
+                self.stats.verdicts_forgotten += u64::from(self.verdicts.observe(verdict));
+            }
+            Observation::Tcp(_) | Observation::Process(_) | Observation::Dns(_) => self.stats.not_joined += 1,
+            Observation::Lost { stage, events } => {
+                self.lost_events = self.lost_events.saturating_add(*events);
+                count_by_name(&mut self.stats.lost, stage, *events);
+            }
+        }
+    }
+
+    fn observe_connection(&mut self, record: &ConnectionRecord, snapshot: &Snapshot) {
+        let key = ConnectionKey::of(record);
+        let mut slot = self.connections.find(&key);
+        match record.event {
+            ConnectionEvent::End { confirmed: false } if slot.is_none() => {
+                return self.observe_unconfirmed(&key, record);
+            }
+            ConnectionEvent::New => {
+                if let Some(slot) = slot.take() {
+                    self.end(slot, snapshot);
+                }
+            }
+            _ => {}
+        }
+        let ends = matches!(record.event, ConnectionEvent::End { .. });
+        let Some(slot) = slot else {
+            let connection = self.begin(record, snapshot);
+            if ends {
+                self.finish(connection, snapshot);
+            } else if self.connections.insert(connection).is_err() {
+                // Its final counters still come, with its end.
+                self.stats.connection_table_full += 1;
+            }
+            return;
+        };
+        let fingerprint = self.fingerprint(&key);
+        if let Some(connection) = self.connections.get_mut(slot) {
+            refresh_labels(&snapshot.cluster, connection);
+            if !self.verdicts.is_empty() {
+                fold!(self, &snapshot.cluster, None).take_verdicts(connection, fingerprint, false);
+            }
+            connection.count(record.counters);
+            if let Some(state) = record.tcp_state {
+                connection.tcp_state = state;
+                if state.is_over() {
+                    connection.flags.set(Flags::COMPLETED);
+                }
+            }
+            if !connection.flags.has(Flags::TOUCHED) {
+                connection.flags.set(Flags::TOUCHED);
+                connection.first_seen = self.first_seen;
+                self.first_seen = self.first_seen.saturating_add(1);
+            }
+        }
+        if ends {
+            self.end(slot, snapshot);
+        }
+    }
+
+    /// A connection that user space sees for the first time.
+    fn begin(&mut self, record: &ConnectionRecord, snapshot: &Snapshot) -> Connection {
+        let key = ConnectionKey::of(record);
+        let base = match record.event {
+            ConnectionEvent::Adopt => {
+                self.stats.connections_adopted += 1;
+                let known = self.baselines.remove(&key);
+                known.filter(|base| is_within(base, &record.counters)).unwrap_or(record.counters)
+            }
+            _ => Directional::default(),
+        };
+        let mut connection = Connection::new(record, base, self.now);
+        if record.event == ConnectionEvent::New {
+            self.stats.connections_started += 1;
+            connection.flags.set(Flags::STARTED);
+        }
+        if record.tcp_state.is_some_and(|state| state.is_over()) {
+            connection.flags.set(Flags::COMPLETED);
+        }
+        connection.flags.set(Flags::TOUCHED);
+        connection.first_seen = self.first_seen;
+        self.first_seen = self.first_seen.saturating_add(1);
+        connection.labels_epoch = snapshot.cluster.labels_epoch() as u32;
+        let addresses = connection.reported().addresses;
+        connection.ends = ends::endpoints(&snapshot.cluster, self.window.settings(), &addresses, self.now);
+        if !self.verdicts.is_empty() {
+            let fingerprint = self.fingerprint(&key);
+            fold!(self, &snapshot.cluster, None).take_verdicts(&mut connection, fingerprint, false);
+        }
+        if !self.ended_keys.is_empty() {
+            let fingerprint = self.fingerprint(&key);
+            if let Some(&place) = self.ended_keys.get(&fingerprint) {
+                connection.flags.set(Flags::REOPENED);
+                let place = place.checked_sub(self.ended_folded).and_then(|at| usize::try_from(at).ok());
+                if let Some(earlier) = place.and_then(|at| self.ended.get_mut(at)) {
+                    earlier.flags.set(Flags::REOPENED);
+                }
+            }
+        }
+        connection
+    }
+
+    fn fingerprint(&self, key: &ConnectionKey) -> u64 {
+        self.fingerprints.hash_one(key)
+    }
+
+    fn end(&mut self, slot: Slot, snapshot: &Snapshot) {
+        if let Some(connection) = self.connections.remove(slot) {
+            self.finish(connection, snapshot);
+        }
+    }
+
+    /// The connection is over; it waits for the flush.
+    fn finish(&mut self, mut connection: Connection, snapshot: &Snapshot) {
+        self.stats.connections_completed += 1;
+        connection.flags.set(Flags::COMPLETED);
+        if !connection.flags.has(Flags::SETTLED) {
+            let addresses = connection.reported().addresses;
+            let found = ends::endpoints(
+                &snapshot.cluster,
+                self.window.settings(),
+                &addresses,
+                connection.began,
+            );
+            for (end, found) in connection.ends.iter_mut().zip(found) {
+                *end = end.take().or(found);
+            }
+            if both_known(&connection) {
+                fold!(self, &snapshot.cluster, None).settle(&mut connection);
+            }
+        }
+        if self.ended_keys.len() < self.limits.reopened {
+            let place = self.ended_folded + self.ended.len() as u64;
+            let fingerprint = self.fingerprint(&connection.key);
+            self.ended_keys.insert(fingerprint, place);
+        }
+        self.ended.push_back(connection);
+        if self.ended.len() > self.limits.ended
+            && let Some(mut oldest) = self.ended.pop_front()
+        {
+            self.ended_folded += 1;
+            self.stats.settled_early += u64::from(!oldest.flags.has(Flags::SETTLED));
+            oldest.flags.set(Flags::REOPENED); // its key may still come again in this window
+            let fingerprint = self.fingerprint(&oldest.key);
+            let mut fold = fold!(self, &snapshot.cluster, Some(&mut self.denied));
+            fold.take_verdicts(&mut oldest, fingerprint, true);
+            fold.connection(&mut oldest, fingerprint, [false; 2], true);
+        }
+    }
+
+    fn observe_unconfirmed(&mut self, key: &ConnectionKey, record: &ConnectionRecord) {
+        let addresses =
+            Addresses { dst: record.reply.src, dst_port: record.reply.src_port, ..record.original };
+        let tuple = FiveTuple { proto: record.proto, addresses };
+        if self.unconfirmed.len() >= self.limits.denied {
+            self.stats.unconfirmed_other += 1;
+            return;
+        }
+        self.unconfirmed.push((DeniedKey { tuple, icmp_id: key.icmp_id }, record.original));
+    }
+
+    fn observe_drop(&mut self, drop: &DropRecord, snapshot: &Snapshot) {
+        if !is_filter_reason(&drop.reason) {
+            return count_by_name(&mut self.stats.other_drops, &drop.reason, drop.packets);
+        }
+        let now = self.now;
+        let key = DeniedKey::of(drop);
+        let first_seen = self.first_seen;
+        let settings = self.window.settings();
+        let mut fresh = Denied::new(drop, now);
+        fresh.first_seen = first_seen;
+        fresh.ends = ends::endpoints(&snapshot.cluster, settings, &key.tuple.addresses, now);
+        let Some(denied) = self.denied.get_mut(&key) else {
+            fold!(self, &snapshot.cluster, None).take_denied_verdicts(&mut fresh);
+            fresh.count(drop, now);
+            self.first_seen = self.first_seen.saturating_add(1);
+            if !self.denied.insert(fresh) {
+                self.stats.denied_overflow += Counters::new(drop.packets, drop.bytes);
+                self.lost_events = self.lost_events.saturating_add(1);
+            }
+            return;
+        };
+        let moved = fold!(self, &snapshot.cluster, None).take_denied_verdicts(denied);
+        if moved || denied.is_over(now) {
+            let mut next = fresh;
+            next.reopened = true;
+            next.beside_connection = denied.beside_connection;
+            fold!(self, &snapshot.cluster, None).take_denied_verdicts(&mut next);
+            next.count(drop, now);
+            let mut over = std::mem::replace(denied, next);
+            over.reopened = true;
+            self.denied_over.push(over);
+        } else {
+            if !denied.touched {
+                denied.first_seen = first_seen;
+            }
+            denied.count(drop, now);
+        }
+        self.first_seen = self.first_seen.saturating_add(1);
+    }
+
+    fn flush(&mut self, snapshot: &Snapshot) -> FlowLogs {
+        let now = self.now;
+        for (key, original) in std::mem::take(&mut self.unconfirmed) {
+            match self.denied.get_mut(&key) {
+                Some(denied) => denied.original = denied.original.or(Some(original)),
+                None => self.stats.unconfirmed_other += 1,
+            }
+        }
+
+        let cluster = &snapshot.cluster;
+        for mut connection in std::mem::take(&mut self.ended) {
+            let fingerprint = self.fingerprints.hash_one(connection.key);
+            let mut fold = fold!(self, cluster, Some(&mut self.denied));
+            fold.take_verdicts(&mut connection, fingerprint, true);
+            fold.connection(&mut connection, fingerprint, [false; 2], true);
+        }
+        let fingerprints = &self.fingerprints;
+        // A connection is counted through its key's fingerprint only where the key came more than once, or a
+        // verdict or a denial may have moved it.
+        let needs_fingerprint = !self.verdicts.is_empty() || !self.denied.is_empty();
+        for connection in self.connections.iter_mut() {
+            let fingerprint = if needs_fingerprint || connection.flags.has(Flags::REOPENED) {
+                fingerprints.hash_one(connection.key)
+            } else {
+                0
+            };
+            let mut fold = fold!(self, cluster, Some(&mut self.denied));
+            fold.take_verdicts(connection, fingerprint, false);
+            fold.connection(connection, fingerprint, [false; 2], false);
+        }
+
+        let mut fold = fold!(self, cluster, None);
+        for mut denied in std::mem::take(&mut self.denied_over) {
+            let fingerprint = fingerprints.hash_one(denied.key);
+            fold.denied(&mut denied, fingerprint, true);
+        }
+        self.denied.retain(|denied| {
+            let moved = fold.take_denied_verdicts(denied);
+            let over = moved || denied.is_over(now);
+            fold.denied(denied, fingerprints.hash_one(denied.key), over);
+            !over
+        });
+
+        self.ended_keys.clear();
+        self.ended_folded = 0;
+        self.first_seen = 0;
+        let (logs, window) = self.window.flush(now, std::mem::take(&mut self.lost_events));
+        self.stats.filtered_records += window.filtered_records;
+        self.stats.filtered += window.filtered;
+        if let Some(settings) = self.next_settings.take() {
+            self.window.reconfigure(settings);
+        }
+        logs
+    }
+}
+
+/// No counter of `base` is beyond `now`.
+fn is_within(base: &Directional, now: &Directional) -> bool {
+    [(base.original, now.original), (base.reply, now.reply)]
+        .iter()
+        .all(|(base, now)| base.packets <= now.packets && base.bytes <= now.bytes)
+}

@@ -1,0 +1,64 @@
+//! What the pipeline counts besides the lines: every packet that is in no line is in one of these numbers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::model::{Counters, Directional};
+
+/// Distinct stages and drop reasons that are counted by name; the rest is counted as `other`.
+const NAMES_LIMIT: usize = 256;
+
+/// Totals since the start of the pipeline.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    pub connections_started: u64,
+    pub connections_adopted: u64,
+    pub connections_completed: u64,
+    /// Traffic of connections with no local end.
+    pub not_local: Counters,
+    /// Filter drops with no local end.
+    pub not_local_denied: Counters,
+    /// Conntrack's counters of connections for which their drops speak.
+    pub superseded: Counters,
+    /// Connections that never entered the table and that no filter dropped.
+    pub unconfirmed_other: u64,
+    /// Connections refused by the full table; their final counters are still exported at their end.
+    pub connection_table_full: u64,
+    /// Drops for which the table of denied flows had no place: lost.
+    pub denied_overflow: Counters,
+    /// Traffic for which the window had no record left: lost.
+    pub window_overflow: Counters,
+    /// Flows whose names were settled before the flush, because too many had ended.
+    pub settled_early: u64,
+    pub verdicts_forgotten: u64,
+    /// Records and traffic of the allowed or denied side while it is switched off.
+    pub filtered_records: u64,
+    pub filtered: Counters,
+    /// Process, TCP and DNS observations: not joined to flows yet.
+    pub not_joined: u64,
+    /// Inputs whose time went backwards.
+    pub time_went_back: u64,
+    /// Connections of the checkpoint that were gone when the agent came back.
+    pub checkpoint_gone: u64,
+    /// Packets dropped for other reasons than a filter.
+    pub other_drops: BTreeMap<Arc<str>, u64>,
+    /// Records that a stage is known to have lost.
+    pub lost: BTreeMap<Arc<str>, u64>,
+}
+
+pub(super) fn sum(traffic: Directional) -> Counters {
+    let mut sum = traffic.original;
+    sum += traffic.reply;
+    sum
+}
+
+/// Counts under a name, as long as there are not too many names.
+pub(super) fn count_by_name(counts: &mut BTreeMap<Arc<str>, u64>, name: &Arc<str>, n: u64) {
+    if let Some(count) = counts.get_mut(name) {
+        *count = count.saturating_add(n);
+    } else {
+        let name = if counts.len() < NAMES_LIMIT { name.clone() } else { "other".into() };
+        let count = counts.entry(name).or_default();
+        *count = count.saturating_add(n);
+    }
+}
