@@ -1,0 +1,214 @@
+//! Who owned an address when: for each address a short list of intervals of time.
+//!
+//! In: openings and closings of ownership, in the order in which they were observed. Out: the owner at a time.
+//! What always holds: an interval that is closed stays closed; an address that moves to another endpoint never
+//! renames what came before; closed intervals are bounded for each address and in all, and what had to be forgotten
+//! before its time is counted. A clone shares everything, and a change touches one address only.
+//! Which object owns which address is deliberately not here: see `mod.rs`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Map;
+use crate::model::{Endpoint, Timestamp};
+
+/// How long the last owner of an address is still named after it has lost it (Calico: 10 s).
+pub const GRACE: Duration = Duration::from_secs(10);
+/// Closed intervals kept for one address; beyond it the oldest is forgotten and counted.
+const CLOSED_OF_ONE: usize = 8;
+/// Open intervals kept for one address (endpoints that claim it at once); beyond it the oldest is forgotten and
+/// counted.
+const OPEN_OF_ONE: usize = 16;
+/// Closed intervals kept in all; beyond it the one that was closed first is forgotten and counted.
+const CLOSED_OF_ALL: usize = 1 << 17;
+
+#[derive(Clone, Debug)]
+struct Interval {
+    endpoint: Arc<Endpoint>,
+    from: Timestamp,
+    /// Exclusive; `None` while it owns the address.
+    until: Option<Timestamp>,
+    /// Place in the order of all observations.
+    observed: u64,
+    /// A HostEndpoint of all interfaces gives way to one that names its interface.
+    wildcard: bool,
+}
+
+impl Interval {
+    /// Could the endpoint have been there at `t`? Its creation is known in whole seconds only.
+    fn created_by(&self, t: Timestamp) -> bool {
+        self.endpoint.created.is_none_or(|created| created.floor_seconds() <= t.floor_seconds())
+    }
+
+    /// Owned the address at `t`. What was loaded before the first event has no beginning but its creation.
+    fn covers(&self, t: Timestamp) -> bool {
+        self.from <= t
+            && self.until.is_none_or(|until| t < until)
+            && (self.from > Timestamp::MIN || self.created_by(t))
+    }
+
+    /// Lost the address at most [`GRACE`] before `t`.
+    fn in_grace(&self, t: Timestamp) -> bool {
+        self.until.is_some_and(|until| until <= t && t < until.plus(GRACE))
+    }
+}
+
+/// The owners of all addresses, with their past.
+#[derive(Clone, Default)]
+pub(super) struct Owners {
+    by_ip: Map<IpAddr, Arc<[Interval]>>,
+    /// Ends of the closed intervals, so that expiry looks at nothing else. May hold an end twice over.
+    ends: imbl::OrdMap<(Timestamp, IpAddr), u32>,
+    closed: usize,
+    observations: u64,
+    forgotten: u64,
+}
+
+impl Owners {
+    /// The owner of `ip` at `t`: (1) who held it then, the latest observed first; else (2) who held it last, within
+    /// the grace; else (3) the next who was seen to hold it and may have done so already: watch events come late.
+    pub fn at(&self, ip: IpAddr, t: Timestamp) -> Option<&Arc<Endpoint>> {
+        let intervals = self.by_ip.get(&ip)?;
+        if let [only] = &intervals[..]
+            && only.covers(t)
+        {
+            return Some(&only.endpoint);
+        }
+        let held = intervals.iter().filter(|i| i.covers(t)).max_by_key(|i| (!i.wildcard, i.observed));
+        let recent =
+            || intervals.iter().filter(|i| i.in_grace(t)).max_by_key(|i| (i.until, !i.wildcard, i.observed));
+        let next = || {
+            intervals
+                .iter()
+                .filter(|i| i.from > t && i.created_by(t))
+                .min_by_key(|i| (i.from, i.wildcard, std::cmp::Reverse(i.observed)))
+        };
+        held.or_else(recent).or_else(next).map(|i| &i.endpoint)
+    }
+
+    /// `endpoint` owns `ip` from `from` on.
+    pub fn open(&mut self, ip: IpAddr, endpoint: &Arc<Endpoint>, wildcard: bool, from: Timestamp) {
+        self.observations += 1;
+        let new =
+            Interval { endpoint: endpoint.clone(), from, until: None, observed: self.observations, wildcard };
+        let Some(known) = self.by_ip.get(&ip) else {
+            self.by_ip.insert(ip, [new].into());
+            return;
+        };
+        let mut intervals = known.to_vec();
+        intervals.push(new);
+        if intervals.iter().filter(|i| i.until.is_none()).count() > OPEN_OF_ONE
+            && let Some(first) = intervals.iter().position(|i| i.until.is_none())
+        {
+            intervals.remove(first);
+            self.forgotten += 1;
+        }
+        self.by_ip.insert(ip, intervals.into());
+    }
+
+    /// The endpoint has a new version: the same owner since the same time, with other labels.
+    pub fn renew(&mut self, ip: IpAddr, endpoint: &Arc<Endpoint>, wildcard: bool, at: Timestamp) {
+        let Some(known) = self.by_ip.get(&ip) else { return self.open(ip, endpoint, wildcard, at) };
+        let mut intervals = known.to_vec();
+        match intervals.iter_mut().find(|i| i.until.is_none() && i.endpoint.same_identity(endpoint)) {
+            Some(interval) => {
+                interval.endpoint = endpoint.clone();
+                interval.wildcard = wildcard;
+                self.by_ip.insert(ip, intervals.into());
+            }
+            None => self.open(ip, endpoint, wildcard, at),
+        }
+    }
+
+    /// `endpoint` lost `ip` at `at`.
+    pub fn close(&mut self, ip: IpAddr, endpoint: &Endpoint, at: Timestamp) {
+        let Some(known) = self.by_ip.get(&ip) else { return };
+        let mut intervals = known.to_vec();
+        let Some(index) =
+            intervals.iter().position(|i| i.until.is_none() && i.endpoint.same_identity(endpoint))
+        else {
+            return;
+        };
+        if at == Timestamp::MIN {
+            // It never was: replaced before the first event.
+            intervals.remove(index);
+        } else if let Some(interval) = intervals.get_mut(index) {
+            let until = at.max(interval.from);
+            interval.until = Some(until);
+            self.note_end(until, ip);
+        }
+        while intervals.iter().filter(|i| i.until.is_some()).count() > CLOSED_OF_ONE {
+            let oldest = intervals.iter().filter_map(|i| i.until).min();
+            let Some(index) = intervals.iter().position(|i| i.until == oldest) else { break };
+            let gone = intervals.remove(index);
+            self.forgotten += 1;
+            if let Some(until) = gone.until {
+                self.forget_end(until, ip);
+            }
+        }
+        self.store(ip, intervals);
+        while self.closed > CLOSED_OF_ALL {
+            let Some(&((until, ip), _)) = self.ends.get_min() else { break };
+            self.forgotten += u64::from(self.forget_closed(until, ip));
+        }
+    }
+
+    /// Forgets the intervals whose grace ended by `now`; says whether there was one.
+    pub fn expire(&mut self, now: Timestamp) -> bool {
+        let mut any = false;
+        while let Some(&((until, ip), _)) = self.ends.get_min() {
+            if until.plus(GRACE) > now {
+                break;
+            }
+            self.forget_closed(until, ip);
+            any = true;
+        }
+        any
+    }
+
+    /// Intervals that were forgotten before their time because too many were kept.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// Addresses with an owner, present or past.
+    pub fn addresses(&self) -> usize {
+        self.by_ip.len()
+    }
+
+    fn store(&mut self, ip: IpAddr, intervals: Vec<Interval>) {
+        if intervals.is_empty() {
+            self.by_ip.remove(&ip);
+        } else {
+            self.by_ip.insert(ip, intervals.into());
+        }
+    }
+
+    fn note_end(&mut self, until: Timestamp, ip: IpAddr) {
+        *self.ends.entry((until, ip)).or_insert(0) += 1;
+        self.closed += 1;
+    }
+
+    fn forget_end(&mut self, until: Timestamp, ip: IpAddr) {
+        match self.ends.get_mut(&(until, ip)) {
+            Some(count) if *count > 1 => *count -= 1,
+            Some(_) => {
+                self.ends.remove(&(until, ip));
+            }
+            None => return,
+        }
+        self.closed = self.closed.saturating_sub(1);
+    }
+
+    /// All intervals of `ip` that were closed at `until`: how many there were.
+    fn forget_closed(&mut self, until: Timestamp, ip: IpAddr) -> u32 {
+        let count = self.ends.remove(&(until, ip)).unwrap_or(0);
+        self.closed = self.closed.saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));
+        if let Some(known) = self.by_ip.get(&ip) {
+            let left: Vec<_> = known.iter().filter(|i| i.until != Some(until)).cloned().collect();
+            self.store(ip, left);
+        }
+        count
+    }
+}
