@@ -9,7 +9,9 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use crate::model::{Addresses, Counters, DropRecord, Endpoint, Evaluation, FiveTuple, ServiceName, Timestamp};
+use crate::model::{
+    Addresses, Counters, DropRecord, Endpoint, Evaluation, FiveTuple, ServiceName, Timestamp,
+};
 
 /// A denied flow completes this long after its last drop.
 pub const DENIED_FLOW_LIFETIME: Duration = Duration::from_secs(10);
@@ -130,9 +132,10 @@ impl DeniedTable {
 
     /// By the connection's tuple; a drop without an ICMP identifier stands for all of them.
     pub fn of_connection(&mut self, tuple: FiveTuple, icmp_id: u16) -> Option<&mut Denied> {
-        let at = self.index.get(&DeniedKey { tuple, icmp_id }).or_else(|| {
-            (icmp_id != 0).then(|| self.index.get(&DeniedKey { tuple, icmp_id: 0 })).flatten()
-        })?;
+        let at = self
+            .index
+            .get(&DeniedKey { tuple, icmp_id })
+            .or_else(|| (icmp_id != 0).then(|| self.index.get(&DeniedKey { tuple, icmp_id: 0 })).flatten())?;
         self.flows.get_mut(*at)
     }
 

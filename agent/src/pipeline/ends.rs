@@ -71,8 +71,7 @@ pub(super) fn endpoints(
     addresses: &Addresses,
     began: Timestamp,
 ) -> [Option<Arc<Endpoint>>; 2] {
-    [addresses.src, addresses.dst]
-        .map(|ip| cluster.endpoint_at(ip, began, settings.host_endpoints).cloned())
+    [addresses.src, addresses.dst].map(|ip| cluster.endpoint_at(ip, began, settings.host_endpoints).cloned())
 }
 
 pub(super) fn name(
@@ -106,9 +105,8 @@ pub(super) fn name(
     let source = source
         .or_else(|| set(src, dest.as_ref()))
         .unwrap_or_else(|| plain.of(src, settings.private_networks));
-    let dest = dest
-        .or_else(|| set(dst, Some(&source)))
-        .unwrap_or_else(|| plain.of(dst, settings.private_networks));
+    let dest =
+        dest.or_else(|| set(dst, Some(&source))).unwrap_or_else(|| plain.of(dst, settings.private_networks));
 
     let is_local = |end: &Endpoint| match end.kind {
         EndpointKind::Wep => cluster.is_local(end),
@@ -116,7 +114,8 @@ pub(super) fn name(
         EndpointKind::Ns | EndpointKind::Net => false,
     };
     let local = [is_local(&source), is_local(&dest)];
-    let from_node = cluster.is_node_address(src) || source.kind == EndpointKind::Hep && cluster.is_local(&source);
+    let from_node =
+        cluster.is_node_address(src) || source.kind == EndpointKind::Hep && cluster.is_local(&source);
     let (original_dst, original_port) = flow.original_dst;
     let dnat = (original_dst, original_port) != (dst, flow.addresses.dst_port);
     let service = if flow.proto.has_ports() {

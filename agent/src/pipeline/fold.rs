@@ -11,8 +11,7 @@ use crate::aggregate::{Contribution, Report, Window, key};
 use crate::cluster::Cluster;
 use crate::flow::{Connection, Denied, DeniedTable, Flags, Verdicts};
 use crate::model::{
-    Action, Addresses, Counters, Direction, Endpoint, EndpointKind, Evaluation, FiveTuple, Reporter,
-    Trace,
+    Action, Addresses, Counters, Direction, Endpoint, EndpointKind, Evaluation, FiveTuple, Reporter, Trace,
 };
 
 use super::ends::{Ends, PlainAddresses, Unnamed, name};
@@ -284,8 +283,12 @@ impl Fold<'_> {
                 continue;
             }
             if !connection.flags.has(Flags::COMPLETION_COUNTED) {
-                let contribution =
-                    Contribution { seen: true, completed: true, once: Some(fingerprint), ..Default::default() };
+                let contribution = Contribution {
+                    seen: true,
+                    completed: true,
+                    once: Some(fingerprint),
+                    ..Default::default()
+                };
                 self.window.fold(*record, &contribution);
                 connection.flags.set(SIDES[side].2);
             }

@@ -92,6 +92,9 @@ pub struct Pipeline {
     fingerprints: RandomState,
     first_seen: u32,
     lost_events: u64,
+    /// When the current input was observed.
+    at: Timestamp,
+    /// The latest of these times.
     now: Timestamp,
     limits: Limits,
     stats: Stats,
@@ -136,6 +139,7 @@ impl Pipeline {
             fingerprints: RandomState::default(),
             first_seen: 0,
             lost_events: 0,
+            at: start,
             now: start,
             limits,
             stats: Stats::default(),
@@ -194,11 +198,10 @@ impl Pipeline {
         self.connections.len()
     }
 
-    /// One step. Time never goes backwards: an earlier `now` is taken as the last one, and counted.
+    /// One step. `now` is when it was observed: a flow may begin before what was stepped already (a source tells of
+    /// a live connection when it is first swept), but the pipeline's own time never goes backwards.
     pub fn step(&mut self, input: Input<'_>, now: Timestamp, snapshot: &Snapshot) -> Option<FlowLogs> {
-        if now < self.now {
-            self.stats.time_went_back += 1;
-        }
+        self.at = now;
         self.now = self.now.max(now);
         match input {
             Input::Observation(observation) => {
@@ -284,7 +287,7 @@ impl Pipeline {
             }
             _ => Directional::default(),
         };
-        let mut connection = Connection::new(record, base, self.now);
+        let mut connection = Connection::new(record, base, self.at);
         if record.event == ConnectionEvent::New {
             self.stats.connections_started += 1;
             connection.flags.set(Flags::STARTED);
@@ -297,7 +300,7 @@ impl Pipeline {
         self.first_seen = self.first_seen.saturating_add(1);
         connection.labels_epoch = snapshot.cluster.labels_epoch() as u32;
         let addresses = connection.reported().addresses;
-        connection.ends = ends::endpoints(&snapshot.cluster, self.window.settings(), &addresses, self.now);
+        connection.ends = ends::endpoints(&snapshot.cluster, self.window.settings(), &addresses, self.at);
         if !self.verdicts.is_empty() {
             let fingerprint = self.fingerprint(&key);
             fold!(self, &snapshot.cluster, None).take_verdicts(&mut connection, fingerprint, false);
@@ -331,12 +334,8 @@ impl Pipeline {
         connection.flags.set(Flags::COMPLETED);
         if !connection.flags.has(Flags::SETTLED) {
             let addresses = connection.reported().addresses;
-            let found = ends::endpoints(
-                &snapshot.cluster,
-                self.window.settings(),
-                &addresses,
-                connection.began,
-            );
+            let found =
+                ends::endpoints(&snapshot.cluster, self.window.settings(), &addresses, connection.began);
             for (end, found) in connection.ends.iter_mut().zip(found) {
                 *end = end.take().or(found);
             }
@@ -382,9 +381,9 @@ impl Pipeline {
         let key = DeniedKey::of(drop);
         let first_seen = self.first_seen;
         let settings = self.window.settings();
-        let mut fresh = Denied::new(drop, now);
+        let mut fresh = Denied::new(drop, self.at);
         fresh.first_seen = first_seen;
-        fresh.ends = ends::endpoints(&snapshot.cluster, settings, &key.tuple.addresses, now);
+        fresh.ends = ends::endpoints(&snapshot.cluster, settings, &key.tuple.addresses, self.at);
         let Some(denied) = self.denied.get_mut(&key) else {
             fold!(self, &snapshot.cluster, None).take_denied_verdicts(&mut fresh);
             fresh.count(drop, now);
@@ -476,3 +475,6 @@ fn is_within(base: &Directional, now: &Directional) -> bool {
         .iter()
         .all(|(base, now)| base.packets <= now.packets && base.bytes <= now.bytes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,8 +36,6 @@ pub struct Stats {
     pub filtered: Counters,
     /// Process, TCP and DNS observations: not joined to flows yet.
     pub not_joined: u64,
-    /// Inputs whose time went backwards.
-    pub time_went_back: u64,
     /// Connections of the checkpoint that were gone when the agent came back.
     pub checkpoint_gone: u64,
     /// Packets dropped for other reasons than a filter.
