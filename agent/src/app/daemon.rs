@@ -1,0 +1,299 @@
+//! The agent on a node.
+//!
+//! One thread owns source, pipeline and window; a second one encodes and writes lines, so that a slow disk never
+//! holds up the kernel's records. In: resolved configuration, a stop flag. Out: lines in the file or on stdout, and
+//! on a clean stop a checkpoint. Always: what sources told before the stop is in the last window (open connections
+//! are not completed); a window that the writer cannot take is counted, never waited for.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tracing::{debug, error, info, warn};
+
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::model::{CheckpointEntry, FlowLogs, Timestamp};
+use crate::pipeline::{Input, Limits, Pipeline};
+use crate::sink::checkpoint::{self, Checkpoint};
+use crate::sink::{FileOptions, FileSink, Reader, SinkError, StdoutSink};
+use crate::snapshot::Snapshot;
+use crate::source::accounting::{Accounting, ensure_accounting};
+use crate::source::{NodeSources, Observed, SourcesError};
+use crate::telemetry::Metrics;
+use crate::watch::{self, ManifestError};
+use crate::wire::flow_log::{LineFormat, encode_all};
+
+use super::replay::nodes_there;
+use super::{Clock, line_format, settings};
+
+/// How long the source may wait for the kernel before the loop looks at the time and the stop flag.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Windows that may wait for the writer.
+const WINDOWS_AHEAD: usize = 4;
+
+/// How often a failing file is looked at again (it decides itself whether it tries).
+const RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+pub struct DaemonOptions {
+    pub config: Config,
+    pub node: Arc<str>,
+    /// Manifests instead of an API server; empty: no cluster at all.
+    pub cluster: Vec<PathBuf>,
+    /// Lines go to stdout instead of the file.
+    pub stdout: bool,
+}
+
+#[derive(Debug, Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Cluster(#[from] ManifestError),
+    #[error(transparent)]
+    Sources(#[from] SourcesError),
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    #[error("cannot start a thread: {0}: the process limit of this container or user may be too low")]
+    Thread(io::Error),
+    #[error("the writer of lines has stopped unexpectedly")]
+    Writer,
+}
+
+/// Runs until `stop` is set.
+///
+/// # Errors
+/// What keeps the agent from starting. Once it runs it goes on.
+pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -> Result<(), RunError> {
+    let config = &options.config;
+    let mut clock = Clock::start();
+    let cluster = load_cluster(options)?;
+    let has_cluster = !cluster.is_empty();
+
+    // The lock comes first: a second agent must not even read the checkpoint.
+    let mut output = Output::open(options, metrics.clone(), clock.now())?;
+    let checkpoint = output.take_checkpoint();
+
+    match ensure_accounting(config.flow_logs_set_conntrack_accounting) {
+        Accounting::AlreadyOn => {}
+        Accounting::SwitchedOn => info!(sysctl = "net.netfilter.nf_conntrack_acct", "conntrack accounting switched on"),
+        Accounting::Off { why } => warn!(%why, "conntrack accounting is off: no bytes or packets are counted"),
+    }
+    let mut sources = NodeSources::open(config)?;
+    info!(
+        source = sources.name(),
+        drops = sources.drops_state(),
+        node = %options.node,
+        cluster = has_cluster,
+        interval = ?config.flow_logs_flush_interval,
+        "flowlogd observes this node"
+    );
+
+    let mut pipeline = Pipeline::new(settings(config), Limits::default(), clock.now());
+    pipeline.set_host_addresses(host_addresses());
+    if let Some(checkpoint) = checkpoint {
+        pipeline.restore(checkpoint.entries);
+    }
+    let snapshot = Snapshot::new(&cluster);
+    let mut step = |pipeline: &mut Pipeline, observed: Observed| {
+        pipeline.step(Input::Observation(&observed.observation), observed.at, &snapshot);
+    };
+    sources.adopt(&mut |observed| step(&mut pipeline, observed));
+    pipeline.finish_adoption();
+
+    let writer = output.start(line_format(config, &options.node))?;
+    let interval = config.flow_logs_flush_interval;
+    let mut next_flush = Instant::now() + interval;
+    loop {
+        let stopping = stop.load(Ordering::Relaxed) || writer.is_done();
+        let due = next_flush.saturating_duration_since(Instant::now());
+        if !stopping && !due.is_zero() {
+            sources.poll(POLL.min(due), &mut |observed| step(&mut pipeline, observed));
+            continue;
+        }
+        sources.sweep(&mut |observed| step(&mut pipeline, observed));
+        let now = clock.now();
+        let logs = pipeline.step(Input::Flush, now, &snapshot);
+        metrics.set_pipeline(pipeline.stats(), pipeline.live_connections() as u64);
+        if let Some(logs) = logs {
+            debug!(records = logs.records.len(), lost_events = logs.lost_events, "window closed");
+            writer.send(logs, stopping, metrics);
+        }
+        if stopping {
+            break;
+        }
+        // A flush that took longer than the interval is followed by the next full one.
+        next_flush = (next_flush + interval).max(Instant::now());
+    }
+    drop(sources);
+    let entries: Vec<CheckpointEntry> = pipeline.checkpoint().collect();
+    writer.finish(&entries, clock.now())
+}
+
+fn load_cluster(options: &DaemonOptions) -> Result<Cluster, RunError> {
+    let mut cluster = Cluster::new(options.node.clone());
+    if options.cluster.is_empty() {
+        return Ok(cluster);
+    }
+    let manifests = watch::load(&options.cluster, false)?;
+    for problem in &manifests.skipped {
+        warn!(%problem, "manifest left out");
+    }
+    for object in manifests.objects {
+        cluster.apply(object, Timestamp::MIN);
+    }
+    if !cluster.names_local_node() {
+        warn!(
+            node = %options.node,
+            cluster = nodes_there(&cluster.node_names()),
+            "nothing in the cluster names this node, so no flow has a local end: give its name with --node"
+        );
+    }
+    Ok(cluster)
+}
+
+/// Addresses of this network namespace; without a cluster they tell which end is here.
+fn host_addresses() -> Vec<std::net::IpAddr> {
+    match if_addrs::get_if_addrs() {
+        Ok(interfaces) => interfaces.iter().map(|interface| interface.ip()).collect(),
+        Err(error) => {
+            warn!(%error, "this host's addresses cannot be read: without a cluster every flow is reported by its source");
+            Vec::new()
+        }
+    }
+}
+
+enum Target {
+    File(Box<FileSink>),
+    Stdout(StdoutSink<io::Stdout>),
+}
+
+struct Output {
+    target: Target,
+    dir: PathBuf,
+    metrics: Arc<Metrics>,
+}
+
+impl Output {
+    fn open(options: &DaemonOptions, metrics: Arc<Metrics>, now: Timestamp) -> Result<Self, RunError> {
+        let file = FileOptions::flow_log(&options.config);
+        let dir = file.dir.clone();
+        let target = if options.stdout || !options.config.flow_logs_file_enabled {
+            if !options.stdout {
+                warn!("flowLogsFileEnabled is false: no lines are written; set it to true, or use --output stdout");
+            }
+            Target::Stdout(StdoutSink::new())
+        } else {
+            Target::File(Box::new(FileSink::open(&file, now)?))
+        };
+        Ok(Self { target, dir, metrics })
+    }
+
+    fn take_checkpoint(&mut self) -> Option<Checkpoint> {
+        if matches!(self.target, Target::Stdout(_)) {
+            return None;
+        }
+        match checkpoint::read_and_remove(&self.dir) {
+            Ok(checkpoint) => checkpoint,
+            Err(error) => {
+                warn!(%error, "the last stop's checkpoint is of no use: connections are adopted as they are");
+                None
+            }
+        }
+    }
+
+    fn start(self, format: LineFormat) -> Result<Writer, RunError> {
+        let (windows, queue) = sync_channel(WINDOWS_AHEAD);
+        let done = Arc::new(AtomicBool::new(false));
+        let flag = done.clone();
+        let thread = thread::Builder::new()
+            .name("lines".into())
+            .spawn(move || {
+                let left = self.write_all(&queue, &format);
+                flag.store(true, Ordering::Relaxed);
+                left
+            })
+            .map_err(RunError::Thread)?;
+        Ok(Writer { windows, thread, done })
+    }
+
+    /// Until the sender is gone.
+    fn write_all(mut self, queue: &Receiver<FlowLogs>, format: &LineFormat) -> Self {
+        let mut clock = Clock::start();
+        loop {
+            match queue.recv_timeout(RETRY) {
+                Ok(logs) => {
+                    let mut lines = Vec::new();
+                    encode_all(&logs, format, &mut lines);
+                    let records = logs.records.len() as u64;
+                    match &mut self.target {
+                        Target::File(file) => file.write_window(lines, records, clock.now()),
+                        Target::Stdout(stdout) => match stdout.write_lines(&lines) {
+                            Ok(Reader::There) => {}
+                            Ok(Reader::Gone) => return self,
+                            Err(error) => error!(%error, "lines cannot be written to stdout"),
+                        },
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Target::File(file) = &mut self.target {
+                        file.retry(clock.now());
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return self,
+            }
+            if let Target::File(file) = &self.target {
+                self.metrics.set_sink(&file.stats());
+            }
+        }
+    }
+}
+
+struct Writer {
+    windows: SyncSender<FlowLogs>,
+    thread: thread::JoinHandle<Output>,
+    done: Arc<AtomicBool>,
+}
+
+impl Writer {
+    /// Nobody reads any more.
+    fn is_done(&self) -> bool {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    fn send(&self, logs: FlowLogs, last: bool, metrics: &Metrics) {
+        let refused = if last {
+            // There is time for the last window.
+            self.windows.send(logs).err().map(|refused| refused.0)
+        } else {
+            match self.windows.try_send(logs) {
+                Ok(()) => None,
+                Err(TrySendError::Full(logs) | TrySendError::Disconnected(logs)) => Some(logs),
+            }
+        };
+        if let Some(logs) = refused {
+            let records = logs.records.len() as u64;
+            metrics.lost_events.add("line_queue", records);
+            warn!(records, "the writer is too slow: a window is dropped");
+        }
+    }
+
+    fn finish(self, entries: &[CheckpointEntry], now: Timestamp) -> Result<(), RunError> {
+        drop(self.windows);
+        let output = self.thread.join().map_err(|_| RunError::Writer)?;
+        if let Target::File(file) = output.target {
+            let stats = file.close(now);
+            output.metrics.set_sink(&stats);
+            match checkpoint::write(&output.dir, entries.iter().copied(), now) {
+                Ok(connections) => info!(connections, lines = stats.written_records, "stopped; checkpoint written"),
+                Err(error) => warn!(%error, "no checkpoint: the next start adopts connections as they are"),
+            }
+        }
+        Ok(())
+    }
+}

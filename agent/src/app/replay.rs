@@ -1,0 +1,226 @@
+//! A recording through the same pipeline as the daemon's: lines out, the same bytes for the same input.
+//!
+//! In: manifests (already in the cluster), then the recording's lines in order. Time is the lines' `at`; one that
+//! goes backwards is taken as the last one, and counted. Out: lines, written at each flush.
+//! Not here: files, exit codes, configuration layers.
+
+use std::io::{self, BufRead, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::model::{FlowLogs, Timestamp};
+use crate::pipeline::{Input, Limits, Pipeline, Stats};
+use crate::snapshot::Snapshot;
+use crate::watch::{DecodeError, Decoded, DecodedRef, decode, decode_ref};
+use crate::wire::flow_log::{LineFormat, encode_all};
+use crate::wire::recording::{Line, ReadError, Reader};
+
+use super::{line_format, settings};
+
+/// When windows close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushing {
+    /// Every flush interval, counted from the first line's `at`; `flush` lines do nothing.
+    Interval,
+    /// At `flush` lines only.
+    Explicit,
+}
+
+#[derive(Debug, Error)]
+pub enum ReplayError {
+    #[error(transparent)]
+    Recording(#[from] ReadError),
+    #[error("recording line {line}: {error}")]
+    Object { line: u64, error: DecodeError },
+    #[error("lines cannot be written: {0}: check the output's disk, or where it is piped to")]
+    Output(io::Error),
+    #[error(
+        "nothing in the cluster names the node {node:?}, so no flow has a local end; {}: give one of them with --node",
+        nodes_there(nodes)
+    )]
+    UnknownNode { node: Arc<str>, nodes: Vec<Arc<str>> },
+}
+
+pub(super) fn nodes_there(nodes: &[Arc<str>]) -> String {
+    if nodes.is_empty() {
+        return "it names no node at all".to_owned();
+    }
+    let shown: Vec<&str> = nodes.iter().take(10).map(|node| &**node).collect();
+    let more = if nodes.len() > shown.len() { " and others" } else { "" };
+    format!("it has {}{more}", shown.join(", "))
+}
+
+/// What was replayed.
+#[derive(Clone, Debug, Default)]
+pub struct ReplaySummary {
+    pub lines: u64,
+    pub records: u64,
+    pub windows: u64,
+    pub blank_lines: u64,
+    /// Lines whose time was before the last one's.
+    pub times_went_back: u64,
+    /// Objects of kinds that the agent does not use.
+    pub unused_objects: u64,
+    pub stats: Stats,
+}
+
+/// What is replayed against.
+pub struct Replay<'a> {
+    pub config: &'a Config,
+    pub cluster: Cluster,
+    /// `--cluster` was given: then there is one, even if nothing in it is used.
+    pub has_cluster: bool,
+    pub flushing: Flushing,
+    pub limits: Limits,
+}
+
+impl Replay<'_> {
+    /// Reads to the end.
+    ///
+    /// # Errors
+    /// The first line that is malformed; output that cannot be written; a cluster in which nothing names the node.
+    pub fn run(self, input: impl BufRead, output: &mut impl Write) -> Result<ReplaySummary, ReplayError> {
+        let format = line_format(self.config, self.cluster.node());
+        let interval = self.config.flow_logs_flush_interval.max(Duration::from_millis(1));
+        let explicit = self.flushing == Flushing::Explicit;
+        let mut world = World::new(self.cluster);
+        let mut lines = Lines { format, output, buffer: Vec::new(), summary: ReplaySummary::default() };
+        let mut pipeline: Option<Pipeline> = None;
+        let mut last = Timestamp::MIN;
+        let mut next_flush = Timestamp::MIN;
+        let mut unflushed = false;
+
+        let mut reader = Reader::new(input);
+        for line in &mut reader {
+            let (number, at, line) = line?;
+            lines.summary.lines += 1;
+            if at < last {
+                lines.summary.times_went_back += 1;
+            }
+            let now = at.max(last);
+            last = now;
+            let pipeline = pipeline.get_or_insert_with(|| {
+                next_flush = now.plus(interval);
+                Pipeline::new(settings(self.config), self.limits, now)
+            });
+            while !explicit && now >= next_flush {
+                let logs = pipeline.step(Input::Flush, next_flush, world.snapshot());
+                lines.write(logs)?;
+                world.forget_before(next_flush);
+                unflushed = false;
+                next_flush = next_flush.plus(interval);
+                if pipeline.is_idle() {
+                    // Nothing lives that could make a line: windows in between are empty.
+                    let gap = (now - next_flush).as_nanos() / interval.as_nanos();
+                    let skipped = interval.saturating_mul(u32::try_from(gap).unwrap_or(u32::MAX));
+                    if !skipped.is_zero() {
+                        pipeline.step(Input::Flush, next_flush.plus(skipped - interval), world.snapshot());
+                        next_flush = next_flush.plus(skipped);
+                    }
+                }
+            }
+            unflushed |= line != Line::Flush;
+            match line {
+                Line::Observation(observation) => {
+                    pipeline.step(Input::Observation(&observation), now, world.snapshot());
+                }
+                Line::Apply(object) => match decode(object) {
+                    Ok(Decoded::Object(object)) => world.apply(object, now),
+                    Ok(Decoded::Unused { .. }) => lines.summary.unused_objects += 1,
+                    Err(error) => return Err(ReplayError::Object { line: number, error }),
+                },
+                Line::Delete(key) => {
+                    let key = serde_json::to_value(&key).unwrap_or_default();
+                    match decode_ref(key) {
+                        Ok(DecodedRef::Ref(object)) => world.delete(&object, now),
+                        Ok(DecodedRef::Unused { .. }) => lines.summary.unused_objects += 1,
+                        Err(error) => return Err(ReplayError::Object { line: number, error }),
+                    }
+                }
+                Line::Flush if explicit => {
+                    let logs = pipeline.step(Input::Flush, now, world.snapshot());
+                    lines.write(logs)?;
+                    world.forget_before(now);
+                    unflushed = false;
+                }
+                Line::Flush => {}
+            }
+        }
+        if let Some(pipeline) = &mut pipeline {
+            if unflushed {
+                let logs = pipeline.step(Input::Flush, last, world.snapshot());
+                lines.write(logs)?;
+            }
+            lines.summary.stats = pipeline.stats().clone();
+        }
+        lines.summary.blank_lines = reader.blank_lines();
+        lines.output.flush().map_err(ReplayError::Output)?;
+        if (self.has_cluster || !world.cluster.is_empty()) && !world.named_local_node {
+            let node = world.cluster.node().clone();
+            return Err(ReplayError::UnknownNode { node, nodes: world.cluster.node_names() });
+        }
+        Ok(lines.summary)
+    }
+}
+
+/// The cluster as the recording changes it, and its snapshot.
+struct World {
+    cluster: Cluster,
+    snapshot: Snapshot,
+    changed: bool,
+    named_local_node: bool,
+}
+
+impl World {
+    fn new(cluster: Cluster) -> Self {
+        let named_local_node = cluster.names_local_node();
+        Self { snapshot: Snapshot::new(&cluster), cluster, changed: false, named_local_node }
+    }
+
+    fn snapshot(&mut self) -> &Snapshot {
+        if std::mem::take(&mut self.changed) {
+            self.snapshot = Snapshot::new(&self.cluster);
+            self.named_local_node |= self.cluster.names_local_node();
+        }
+        &self.snapshot
+    }
+
+    fn apply(&mut self, object: crate::cluster::Object, at: Timestamp) {
+        self.cluster.apply(object, at);
+        self.changed = true;
+        self.named_local_node = self.named_local_node || self.cluster.names_local_node();
+    }
+
+    fn delete(&mut self, object: &crate::cluster::ObjectRef, at: Timestamp) {
+        self.cluster.delete(object, at);
+        self.changed = true;
+    }
+
+    /// All flows that began before are settled.
+    fn forget_before(&mut self, at: Timestamp) {
+        self.cluster.expire(at);
+        self.changed = true;
+    }
+}
+
+struct Lines<'a, W> {
+    format: LineFormat,
+    output: &'a mut W,
+    buffer: Vec<u8>,
+    summary: ReplaySummary,
+}
+
+impl<W: Write> Lines<'_, W> {
+    fn write(&mut self, logs: Option<FlowLogs>) -> Result<(), ReplayError> {
+        let Some(logs) = logs else { return Ok(()) };
+        self.summary.windows += 1;
+        self.summary.records += logs.records.len() as u64;
+        self.buffer.clear();
+        encode_all(&logs, &self.format, &mut self.buffer);
+        self.output.write_all(&self.buffer).map_err(ReplayError::Output)
+    }
+}

@@ -1,0 +1,46 @@
+//! From the resolved configuration to what the pure path and the line need.
+
+use std::sync::Arc;
+
+use crate::aggregate::{IdleFlows, Level, PrivateNetworks, Settings};
+use crate::config::{self, Config, FileFormat, PolicyEvaluationMode, PolicyNameStyle};
+use crate::wire::flow_log::{LineFormat, NameStyle};
+
+pub fn settings(config: &Config) -> Settings {
+    // The configuration is validated: a level beyond 3 does not come here, and would be the coarsest.
+    let level = |n: u8| Level::from_number(n.into()).unwrap_or(Level::NoDestinationPort);
+    Settings {
+        level_for_allowed: level(config.flow_logs_file_aggregation_kind_for_allowed),
+        level_for_denied: level(config.flow_logs_file_aggregation_kind_for_denied),
+        enabled_for_allowed: config.flow_logs_file_enabled_for_allowed,
+        enabled_for_denied: config.flow_logs_file_enabled_for_denied,
+        include_labels: config.flow_logs_file_include_labels,
+        include_policies: config.flow_logs_file_include_policies,
+        include_service: config.flow_logs_file_include_service,
+        network_sets: config.flow_logs_enable_network_sets,
+        host_endpoints: config.flow_logs_enable_host_endpoint,
+        pending_policies: config.flow_logs_policy_evaluation_mode != PolicyEvaluationMode::None,
+        private_networks: match config.flow_logs_private_networks {
+            config::PrivateNetworks::Rfc1918 => PrivateNetworks::Rfc1918,
+            config::PrivateNetworks::Extended => PrivateNetworks::Extended,
+        },
+        idle_flows: match config.flow_logs_file_idle_flows {
+            config::IdleFlows::Emit => IdleFlows::Emit,
+            config::IdleFlows::Suppress => IdleFlows::Suppress,
+        },
+        ips_limit: config.flow_logs_file_ips_limit as usize,
+        nat_outgoing_ports_limit: config.flow_logs_file_nat_outgoing_port_limit as usize,
+    }
+}
+
+pub fn line_format(config: &Config, node: &str) -> LineFormat {
+    LineFormat {
+        extended: config.flow_logs_file_format == FileFormat::Extended,
+        name_style: match config.flow_logs_policy_name_style {
+            PolicyNameStyle::Dotted => NameStyle::Dotted,
+            PolicyNameStyle::Kind => NameStyle::Kind,
+        },
+        host: Arc::from(node),
+        cluster: config.flow_logs_cluster_name.as_deref().map(Arc::from),
+    }
+}
