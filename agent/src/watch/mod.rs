@@ -1,1 +1,12 @@
-//! (being built)
+//! API server or manifest files -> Snapshot.
+//!
+//! In: Kubernetes and Calico objects as they are written. Out: the plain objects of `cluster`, checked.
+//! What always holds: objects are trimmed as they are decoded; an object that does not parse is told apart from one
+//! of a kind that is not used. Watching the API server is deliberately not here yet: manifests only.
+
+pub mod decode;
+pub mod manifests;
+pub mod objects;
+
+pub use decode::{DecodeError, Decoded, DecodedRef, decode, decode_ref};
+pub use manifests::{ManifestError, Manifests, load};

@@ -1,0 +1,388 @@
+//! One object, from its JSON form to what the cluster keeps.
+//!
+//! In: a JSON value (of a manifest, of a recording's `apply` or `delete`). Out: an [`Object`] or an [`ObjectRef`]; the
+//! kind alone where the agent does not use it; else an error that names the object and the field.
+//! What always holds: what comes out is valid (names that are names, addresses that are addresses, ports that are
+//! ports); hostile input is an error and never a panic. API versions: `v1`, `discovery.k8s.io/v1` and `v1beta1`,
+//! `projectcalico.org/v3` and `crd.projectcalico.org/v1`. Lists are deliberately not here: see `manifests.rs`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::objects::{self, Ip, LabelMap, Meta, parse_ip, parse_ip_or_prefix};
+use crate::cluster::{
+    EndpointGroup, EndpointPort, HostEndpoint, NamedPort, Namespace, NetworkSet, Node, Object, ObjectKind,
+    ObjectRef, Pod, Service, ServiceAccount, ServiceEndpoints, ServicePort,
+};
+use crate::model::{Labels, Proto};
+
+/// The label by which an EndpointSlice names its service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Where a namespaced object is when it does not say so.
+const DEFAULT_NAMESPACE: &str = "default";
+/// Kubernetes' limit for the names of objects, in bytes.
+const NAME_LIMIT: usize = 253;
+
+#[derive(Debug, PartialEq)]
+pub enum Decoded {
+    Object(Object),
+    /// The agent does not use objects of this kind.
+    Unused {
+        kind: String,
+    },
+}
+
+#[derive(Debug, PartialEq)]
+pub enum DecodedRef {
+    Ref(ObjectRef),
+    /// The agent does not use objects of this kind.
+    Unused {
+        kind: String,
+    },
+}
+
+/// Which field of which object is wrong, and how.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{object}: field `{field}`: {problem}")]
+pub struct DecodeError {
+    /// Kind and name, as far as they can be read.
+    pub object: String,
+    /// The path of the field, such as `spec.ports[0].port`; `.` for the object itself.
+    pub field: String,
+    pub problem: String,
+}
+
+/// One object.
+///
+/// # Errors
+/// A field that is missing, of the wrong type or not valid.
+pub fn decode(value: Value) -> Result<Decoded, DecodeError> {
+    let object = describe(&value);
+    let types: objects::TypeMeta = fields(&object, &value)?;
+    let Some(kind) = kind_of(&types) else { return Ok(Decoded::Unused { kind: types.kind.to_string() }) };
+    let decoded = match kind {
+        ObjectKind::Namespace => fields(&object, value).and_then(namespace),
+        ObjectKind::ServiceAccount => fields(&object, value).and_then(service_account),
+        ObjectKind::Pod => fields(&object, value).and_then(pod),
+        ObjectKind::Node => fields(&object, value).and_then(node),
+        ObjectKind::Service => fields(&object, value).and_then(service),
+        ObjectKind::EndpointSlice => fields(&object, value).and_then(endpoint_slice),
+        ObjectKind::Endpoints => fields(&object, value).and_then(endpoints),
+        ObjectKind::NetworkSet => fields(&object, value).and_then(|set| network_set(set, true)),
+        ObjectKind::GlobalNetworkSet => fields(&object, value).and_then(|set| network_set(set, false)),
+        ObjectKind::HostEndpoint => fields(&object, value).and_then(host_endpoint),
+    };
+    decoded.map(Decoded::Object).map_err(|error| DecodeError { object, ..error })
+}
+
+/// What a recording's `delete` names: `{"apiVersion","kind","namespace"?,"name"}`.
+///
+/// # Errors
+/// A field that is missing, unknown, of the wrong type or not valid.
+pub fn decode_ref(value: Value) -> Result<DecodedRef, DecodeError> {
+    let object = describe(&value);
+    let reference: objects::Reference = fields(&object, value)?;
+    let types = objects::TypeMeta { api_version: reference.api_version, kind: reference.kind };
+    let Some(kind) = kind_of(&types) else { return Ok(DecodedRef::Unused { kind: types.kind.to_string() }) };
+    let named = |error: DecodeError| DecodeError { object: object.clone(), ..error };
+    let namespace = if kind.is_namespaced() {
+        Some(namespace_of(reference.namespace, "namespace").map_err(named)?)
+    } else {
+        None
+    };
+    let name = checked(reference.name, "name").map_err(named)?;
+    Ok(DecodedRef::Ref(ObjectRef { kind, namespace, name, uid: None }))
+}
+
+fn kind_of(types: &objects::TypeMeta) -> Option<ObjectKind> {
+    Some(match (&*types.api_version, &*types.kind) {
+        ("v1", "Namespace") => ObjectKind::Namespace,
+        ("v1", "ServiceAccount") => ObjectKind::ServiceAccount,
+        ("v1", "Pod") => ObjectKind::Pod,
+        ("v1", "Node") => ObjectKind::Node,
+        ("v1", "Service") => ObjectKind::Service,
+        ("v1", "Endpoints") => ObjectKind::Endpoints,
+        ("discovery.k8s.io/v1" | "discovery.k8s.io/v1beta1", "EndpointSlice") => ObjectKind::EndpointSlice,
+        ("projectcalico.org/v3" | "crd.projectcalico.org/v1", kind) => match kind {
+            "NetworkSet" => ObjectKind::NetworkSet,
+            "GlobalNetworkSet" => ObjectKind::GlobalNetworkSet,
+            "HostEndpoint" => ObjectKind::HostEndpoint,
+            _ => return None,
+        },
+        _ => return None,
+    })
+}
+
+/// Kind and name for messages, as far as they are there.
+fn describe(value: &Value) -> String {
+    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
+    let kind = text("/kind").unwrap_or("object of unknown kind");
+    let name = text("/metadata/name").or_else(|| text("/name")).unwrap_or("without a name");
+    let namespace = text("/metadata/namespace").or_else(|| text("/namespace"));
+    let whole = match namespace {
+        Some(namespace) => format!("{kind} {namespace}/{name}"),
+        None => format!("{kind} {name}"),
+    };
+    whole.chars().map(|c| if c.is_control() { '?' } else { c }).take(300).collect()
+}
+
+fn fields<'de, T, D>(object: &str, value: D) -> Result<T, DecodeError>
+where
+    T: DeserializeOwned,
+    D: serde::Deserializer<'de>,
+    D::Error: std::fmt::Display,
+{
+    serde_path_to_error::deserialize(value).map_err(|error| DecodeError {
+        object: object.to_owned(),
+        field: error.path().to_string(),
+        problem: error.inner().to_string(),
+    })
+}
+
+/// The object's own name is filled in by the caller.
+fn invalid(field: impl Into<String>, problem: impl Into<String>) -> DecodeError {
+    DecodeError { object: String::new(), field: field.into(), problem: problem.into() }
+}
+
+/// A name that can stand in a line: not empty, not too long, no `/`, no white space, no control characters.
+fn checked(name: Arc<str>, field: &str) -> Result<Arc<str>, DecodeError> {
+    if name.is_empty() {
+        Err(invalid(field, "is empty"))
+    } else if name.len() > NAME_LIMIT {
+        Err(invalid(field, format!("is longer than {NAME_LIMIT} bytes")))
+    } else if name.chars().any(|c| c == '/' || c.is_whitespace() || c.is_control()) {
+        Err(invalid(field, format!("{name:?} is not a name: no slash, white space or control character")))
+    } else {
+        Ok(name)
+    }
+}
+
+fn namespace_of(namespace: Option<Arc<str>>, field: &str) -> Result<Arc<str>, DecodeError> {
+    match namespace {
+        Some(namespace) if !namespace.is_empty() => checked(namespace, field),
+        _ => Ok(DEFAULT_NAMESPACE.into()),
+    }
+}
+
+/// Empty is absent.
+fn some(text: Option<Arc<str>>) -> Option<Arc<str>> {
+    text.filter(|text| !text.is_empty())
+}
+
+fn labels(map: Option<LabelMap>) -> Labels {
+    map.unwrap_or_default().0
+}
+
+fn addresses(ips: Option<Vec<Ip>>) -> impl Iterator<Item = IpAddr> {
+    ips.unwrap_or_default().into_iter().filter_map(|ip| ip.0)
+}
+
+/// What every kind has: checked name and labels.
+fn names<A>(meta: &mut Meta<A>) -> Result<(Arc<str>, Labels), DecodeError> {
+    Ok((checked(meta.name.clone(), "metadata.name")?, labels(meta.labels.take())))
+}
+
+/// The same with the namespace.
+fn namespaced<A>(meta: &mut Meta<A>) -> Result<(Arc<str>, Arc<str>, Labels), DecodeError> {
+    let (name, labels) = names(meta)?;
+    Ok((namespace_of(meta.namespace.take(), "metadata.namespace")?, name, labels))
+}
+
+fn namespace(mut o: objects::Bare) -> Result<Object, DecodeError> {
+    let (name, labels) = names(&mut o.metadata)?;
+    Ok(Object::Namespace(Namespace { name, labels }))
+}
+
+fn service_account(mut o: objects::Bare) -> Result<Object, DecodeError> {
+    let (namespace, name, labels) = namespaced(&mut o.metadata)?;
+    Ok(Object::ServiceAccount(ServiceAccount { namespace, name, labels }))
+}
+
+fn pod(mut o: objects::Pod) -> Result<Object, DecodeError> {
+    let (namespace, name, labels) = namespaced(&mut o.metadata)?;
+    let spec = o.spec.unwrap_or_default();
+    let status = o.status.unwrap_or_default();
+    let annotations = o.metadata.annotations.unwrap_or_default();
+    let deletion = o.metadata.deletion.map(|time| time.0);
+    let phase = status.phase.as_deref().unwrap_or_default();
+    // Calico's CNI plugin empties the annotation when it takes the address back, before the pod is gone.
+    let released = deletion.is_some() && annotations.pod_ip.as_deref() == Some("");
+    let finished = released || matches!(phase, "Failed" | "Succeeded" | "Completed");
+
+    let mut ips: Vec<IpAddr> =
+        status.pod_ips.unwrap_or_default().into_iter().filter_map(|ip| ip.ip?.0).collect();
+    if ips.is_empty() {
+        ips.extend(status.pod_ip.and_then(|ip| ip.0));
+    }
+    if ips.is_empty() {
+        let listed = annotations.pod_ips.as_deref().unwrap_or_default();
+        for text in listed.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+            let field = "metadata.annotations.cni.projectcalico.org/podIPs";
+            ips.push(parse_ip_or_prefix(text).map_err(|problem| invalid(field, problem))?);
+        }
+    }
+    if ips.is_empty()
+        && let Some(text) = annotations.pod_ip.as_deref().filter(|text| !text.is_empty())
+    {
+        let field = "metadata.annotations.cni.projectcalico.org/podIP";
+        ips.push(parse_ip_or_prefix(text).map_err(|problem| invalid(field, problem))?);
+    }
+
+    let containers = spec.containers.into_iter().chain(spec.init_containers).flatten();
+    let ports = containers.flat_map(|container| container.ports.unwrap_or_default()).map(|port| NamedPort {
+        name: some(port.name),
+        proto: port.protocol.map_or(Proto::TCP, |protocol| protocol.0),
+        port: port.container_port.0,
+    });
+    Ok(Object::Pod(Pod {
+        namespace,
+        name,
+        uid: some(o.metadata.uid),
+        generate_name: some(o.metadata.generate_name),
+        labels,
+        node: some(spec.node_name),
+        host_network: spec.host_network.unwrap_or(false),
+        ips,
+        finished,
+        service_account: some(spec.service_account_name).or(some(spec.service_account)),
+        ports: ports.collect(),
+        created: o.metadata.created.map(|time| time.0),
+        deletion,
+    }))
+}
+
+fn node(mut o: objects::Node) -> Result<Object, DecodeError> {
+    let (name, labels) = names(&mut o.metadata)?;
+    let mut addresses = Vec::new();
+    let listed = o.status.and_then(|status| status.addresses).unwrap_or_default();
+    for (index, address) in listed.into_iter().enumerate() {
+        match parse_ip(&address.address) {
+            Ok(ip) => addresses.push(ip),
+            // Hostname, InternalDNS, ExternalDNS
+            Err(_) if !matches!(address.kind.as_str(), "InternalIP" | "ExternalIP") => {}
+            Err(problem) => return Err(invalid(format!("status.addresses[{index}].address"), problem)),
+        }
+    }
+    let a = o.metadata.annotations.unwrap_or_default();
+    for (key, text) in [
+        ("IPv4Address", a.v4),
+        ("IPv6Address", a.v6),
+        ("IPv4IPIPTunnelAddr", a.v4_ipip),
+        ("IPv4VXLANTunnelAddr", a.v4_vxlan),
+        ("IPv6VXLANTunnelAddr", a.v6_vxlan),
+        ("IPv4WireguardInterfaceAddr", a.v4_wireguard),
+        ("IPv6WireguardInterfaceAddr", a.v6_wireguard),
+    ] {
+        if let Some(text) = text.filter(|text| !text.is_empty()) {
+            let field = || format!("metadata.annotations.projectcalico.org/{key}");
+            addresses.push(parse_ip_or_prefix(&text).map_err(|problem| invalid(field(), problem))?);
+        }
+    }
+    addresses.sort();
+    addresses.dedup();
+    Ok(Object::Node(Node { name, labels, addresses }))
+}
+
+fn service(mut o: objects::Service) -> Result<Object, DecodeError> {
+    let (namespace, name, _) = namespaced(&mut o.metadata)?;
+    let spec = o.spec.unwrap_or_default();
+    // An ExternalName service is a DNS name: nothing is bound to an address, whatever else the object says.
+    let external_name = spec.kind.as_deref() == Some("ExternalName");
+    let (mut ips, mut ports) = (Vec::new(), Vec::new());
+    if !external_name {
+        let balancer = o.status.and_then(|status| status.load_balancer).and_then(|balancer| balancer.ingress);
+        ips.extend(spec.cluster_ip.and_then(|ip| ip.0));
+        ips.extend(addresses(spec.cluster_ips));
+        ips.extend(addresses(spec.external_ips));
+        ips.extend(balancer.unwrap_or_default().into_iter().filter_map(|ingress| ingress.ip?.0));
+        ips.sort();
+        ips.dedup();
+        ports.extend(spec.ports.unwrap_or_default().into_iter().map(|port| ServicePort {
+            name: some(port.name),
+            proto: port.protocol.map_or(Proto::TCP, |protocol| protocol.0),
+            port: port.port.0,
+            node_port: port.node_port.map(|port| port.0).filter(|port| *port != 0),
+        }));
+    }
+    Ok(Object::Service(Service { namespace, name, ips, ports }))
+}
+
+fn endpoint_port(port: objects::SlicePort) -> EndpointPort {
+    EndpointPort {
+        name: some(port.name),
+        proto: port.protocol.map_or(Proto::TCP, |protocol| protocol.0),
+        port: port.port.map(|port| port.0),
+    }
+}
+
+fn endpoint_slice(mut o: objects::EndpointSlice) -> Result<Object, DecodeError> {
+    let (namespace, name, labels) = namespaced(&mut o.metadata)?;
+    let mut addresses = Vec::new();
+    if o.address_type.as_deref() != Some("FQDN") {
+        for (index, endpoint) in o.endpoints.unwrap_or_default().into_iter().enumerate() {
+            for (place, text) in endpoint.addresses.unwrap_or_default().into_iter().enumerate() {
+                let field = || format!("endpoints[{index}].addresses[{place}]");
+                addresses.push(parse_ip(&text).map_err(|problem| invalid(field(), problem))?);
+            }
+        }
+    }
+    let ports = o.ports.unwrap_or_default().into_iter().map(endpoint_port).collect();
+    Ok(Object::EndpointSlice(ServiceEndpoints {
+        namespace,
+        name,
+        service: some(labels.get(SERVICE_NAME).cloned()),
+        groups: vec![EndpointGroup { addresses, ports }],
+    }))
+}
+
+fn endpoints(mut o: objects::Endpoints) -> Result<Object, DecodeError> {
+    let (namespace, name, _) = namespaced(&mut o.metadata)?;
+    let groups = o.subsets.unwrap_or_default().into_iter().map(|subset| {
+        let ready = subset.addresses.unwrap_or_default().into_iter();
+        let all = ready.chain(subset.not_ready_addresses.unwrap_or_default());
+        EndpointGroup {
+            addresses: all.filter_map(|address| address.ip?.0).collect(),
+            ports: subset.ports.unwrap_or_default().into_iter().map(endpoint_port).collect(),
+        }
+    });
+    let groups = groups.collect();
+    Ok(Object::Endpoints(ServiceEndpoints { namespace, service: Some(name.clone()), name, groups }))
+}
+
+fn network_set(mut o: objects::NetworkSet, in_namespace: bool) -> Result<Object, DecodeError> {
+    let (namespace, name, labels) = if in_namespace {
+        let (namespace, name, labels) = namespaced(&mut o.metadata)?;
+        (Some(namespace), name, labels)
+    } else {
+        let (name, labels) = names(&mut o.metadata)?;
+        (None, name, labels)
+    };
+    let nets = o.spec.and_then(|spec| spec.nets).unwrap_or_default();
+    let mut nets: Vec<_> = nets.into_iter().map(|net| net.0).collect();
+    nets.sort();
+    nets.dedup();
+    Ok(Object::NetworkSet(NetworkSet { namespace, name, labels, nets }))
+}
+
+fn host_endpoint(mut o: objects::HostEndpoint) -> Result<Object, DecodeError> {
+    let (name, labels) = names(&mut o.metadata)?;
+    let ports = o.spec.ports.unwrap_or_default().into_iter().map(|port| NamedPort {
+        name: some(Some(port.name)),
+        proto: port.protocol.0,
+        port: port.port.0,
+    });
+    Ok(Object::HostEndpoint(HostEndpoint {
+        name,
+        uid: some(o.metadata.uid),
+        labels,
+        node: checked(o.spec.node, "spec.node")?,
+        interface: some(o.spec.interface_name),
+        expected_ips: addresses(o.spec.expected_ips).collect(),
+        ports: ports.collect(),
+        profiles: o.spec.profiles.unwrap_or_default(),
+        created: o.metadata.created.map(|time| time.0),
+    }))
+}
