@@ -1,0 +1,383 @@
+//! The connections that this source has announced and not ended: what it takes to notice losses.
+//!
+//! In: events in the order of their queue, and passes (whole dumps). Out: observations. Pure: no socket, no
+//! clock. Bounded by `capacity`; a connection that finds no room is still told (New, End), only its loss
+//! could go unnoticed, and that is counted as `netlink_untracked`.
+//!
+//! What holds, whatever order a dump and the events race in:
+//! - a connection whose NEW event is queued behind a dump is announced by that event alone;
+//! - an entry that a dump shows and nobody announced is New (Adopt in the first pass);
+//! - what we ended on its last known counters stays remembered for some passes: should it turn up again, it is
+//!   adopted at those counters, so that nothing is exported twice and nothing is left out.
+//!
+//! Not here: deltas. Counters are handed on as the kernel gave them.
+
+use hashbrown::{HashMap, HashSet};
+
+use super::parse::{CtKey, CtKind, CtMessage};
+use crate::model::{
+    Addresses, ConnectionEvent, ConnectionRecord, Counters, Directional, FiveTuple, Icmp, Observation,
+    TcpState, Timestamp,
+};
+use crate::source::Observed;
+
+/// Ended on its last counters because its end was never told, and a dump no longer shows it.
+pub(super) const MISSED_END: &str = "netlink_missed_end";
+/// The same, of a connection older than the agent: the kernel sends no DESTROY for these.
+pub(super) const ADOPTED_TAIL: &str = "adopted_tail";
+/// Ended while the agent started, before its counters could be taken as baseline: not exported.
+pub(super) const ADOPTED_UNSEEN: &str = "adopted_unseen";
+/// No room to remember it.
+pub(super) const UNTRACKED: &str = "netlink_untracked";
+
+/// Passes for which an ended connection stays remembered.
+const LINGER: u8 = 8;
+
+/// What a pass is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// The first: everything is older than the agent.
+    Adopt,
+    /// An Update for every live connection.
+    Sweep,
+    /// Only what begins and ends.
+    Quiet,
+}
+
+/// What is known of how whole a pass was.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Completeness {
+    /// The dump was not interrupted and all events queued behind it were read: absence means gone.
+    pub whole: bool,
+    /// Events were lost before the dump: entries that announce their end may have missed it.
+    pub after_loss: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Seen by the running pass for the first time, not told yet.
+    Candidate,
+    /// New was told. `new_expected`: from a dump, its event may still come.
+    Announced { new_expected: bool },
+    /// Adopted: may end without a word.
+    Adopted,
+    /// Ended on its last counters; remembered in case it turns up again.
+    Ended { adopted: bool },
+}
+
+struct Entry {
+    counters: Directional,
+    /// Only where it is not the original reversed (NAT).
+    reply: Option<Box<Addresses>>,
+    id: u32,
+    icmp: (u8, u8),
+    tcp_state: Option<TcpState>,
+    /// The pass that saw it (or ended it) last.
+    seen: u8,
+    phase: Phase,
+}
+
+impl Entry {
+    fn new(m: &CtMessage, phase: Phase, seen: u8) -> Self {
+        let reply = (m.reply != m.key.original.addresses.reversed()).then(|| Box::new(m.reply));
+        Self {
+            counters: m.counters.unwrap_or_default(),
+            reply,
+            id: m.id.unwrap_or(0),
+            icmp: m.icmp.map_or((0, 0), |i| (i.kind, i.code)),
+            tcp_state: m.tcp_state,
+            seen,
+            phase,
+        }
+    }
+
+    fn record(&self, key: &CtKey, event: ConnectionEvent) -> ConnectionRecord {
+        let FiveTuple { proto, addresses: original } = key.original;
+        ConnectionRecord {
+            event,
+            proto,
+            original,
+            reply: self.reply.as_deref().copied().unwrap_or_else(|| original.reversed()),
+            icmp: proto.is_icmp().then_some(Icmp { kind: self.icmp.0, code: self.icmp.1, id: key.icmp_id }),
+            zone: key.zone,
+            counters: self.counters,
+            tcp_state: self.tcp_state,
+        }
+    }
+
+    /// Could `m` be a later look at this connection?
+    fn continues_as(&self, m: &CtMessage) -> bool {
+        m.id.unwrap_or(0) == self.id && m.counters.is_none_or(|c| not_below(c, self.counters))
+    }
+}
+
+fn not_below(a: Directional, b: Directional) -> bool {
+    let one = |a: Counters, b: Counters| a.packets >= b.packets && a.bytes >= b.bytes;
+    one(a.original, b.original) && one(a.reply, b.reply)
+}
+
+fn told(m: &CtMessage, event: ConnectionEvent, at: Timestamp) -> Observed {
+    let FiveTuple { proto, addresses: original } = m.key.original;
+    Observed {
+        at,
+        observation: Observation::Connection(ConnectionRecord {
+            event,
+            proto,
+            original,
+            reply: m.reply,
+            icmp: m.icmp,
+            zone: m.key.zone,
+            counters: m.counters.unwrap_or_default(),
+            tcp_state: m.tcp_state,
+        }),
+    }
+}
+
+const END: ConnectionEvent = ConnectionEvent::End { confirmed: true };
+
+/// Counts since they were last taken, by stage.
+#[derive(Default)]
+pub(super) struct Losses(Vec<(&'static str, u64)>);
+
+impl Losses {
+    pub fn add(&mut self, stage: &'static str, n: u64) {
+        match self.0.iter_mut().find(|(name, _)| *name == stage) {
+            Some((_, total)) => *total = total.saturating_add(n),
+            None => self.0.push((stage, n)),
+        }
+    }
+
+    pub fn take(&mut self) -> Vec<(&'static str, u64)> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+pub(super) struct Live {
+    entries: HashMap<CtKey, Entry, foldhash::fast::RandomState>,
+    capacity: usize,
+    adopted: usize,
+    pass: u8,
+    /// Entries whose key a pass found under another connection: settled when its events are known.
+    replaced: Vec<CtMessage>,
+    pub losses: Losses,
+}
+
+impl Live {
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            entries: HashMap::default(),
+            capacity,
+            adopted: 0,
+            pass: 0,
+            replaced: Vec::new(),
+            losses: Losses::default(),
+        }
+    }
+
+    /// Adopted connections not ended yet: they may end without an event.
+    pub fn adopted(&self) -> usize {
+        self.adopted
+    }
+
+    pub fn begin_pass(&mut self) {
+        self.pass = self.pass.wrapping_add(1);
+    }
+
+    /// One entry of the running pass's dump. Repeats do no harm.
+    pub fn see(&mut self, m: &CtMessage, pass: Pass, at: Timestamp, out: &mut Vec<Observed>) {
+        let room = self.entries.len() < self.capacity;
+        let seen = self.pass;
+        let Some(entry) = self.entries.get_mut(&m.key) else {
+            if room {
+                self.entries.insert(m.key, Entry::new(m, Phase::Candidate, seen));
+            } else {
+                self.losses.add(UNTRACKED, 1);
+                match pass {
+                    Pass::Adopt => out.push(told(m, ConnectionEvent::Adopt, at)),
+                    Pass::Sweep => out.push(told(m, ConnectionEvent::Update, at)),
+                    Pass::Quiet => {}
+                }
+            }
+            return;
+        };
+        match entry.phase {
+            Phase::Ended { adopted } if entry.continues_as(m) => {
+                out.push(observed(at, entry.record(&m.key, ConnectionEvent::Adopt)));
+                entry.phase = if adopted { Phase::Adopted } else { Phase::Announced { new_expected: false } };
+            }
+            Phase::Ended { .. } => {
+                *entry = Entry::new(m, Phase::Candidate, seen);
+                return;
+            }
+            Phase::Candidate => {}
+            Phase::Announced { .. } | Phase::Adopted if entry.continues_as(m) => {}
+            Phase::Announced { .. } | Phase::Adopted => {
+                entry.seen = seen;
+                self.replaced.push(*m);
+                return;
+            }
+        }
+        entry.seen = seen;
+        entry.counters = m.counters.unwrap_or(entry.counters);
+        entry.tcp_state = m.tcp_state.or(entry.tcp_state);
+    }
+
+    /// The dump failed half way: forget what only it has shown.
+    pub fn abandon_pass(&mut self) {
+        self.replaced.clear();
+        self.entries.retain(|_, entry| entry.phase != Phase::Candidate);
+    }
+
+    /// The dump is over and `events` are those that were queued behind it: settles both, in an order in which
+    /// no connection is told twice.
+    pub fn finish_pass(
+        &mut self,
+        pass: Pass,
+        completeness: Completeness,
+        events: &[CtMessage],
+        at: Timestamp,
+        out: &mut Vec<Observed>,
+    ) {
+        let mut born: HashSet<CtKey, foldhash::fast::RandomState> = HashSet::default();
+        let mut destroyed: HashSet<CtKey, foldhash::fast::RandomState> = HashSet::default();
+        for m in events {
+            match m.kind {
+                CtKind::New => drop(born.insert(m.key)),
+                CtKind::Destroy => drop(destroyed.insert(m.key)),
+                CtKind::Update | CtKind::Entry => {}
+            }
+        }
+        let Self { entries, losses, .. } = self;
+        let current = self.pass;
+        let mut adopted = 0;
+        entries.retain(|key, entry| {
+            let seen = entry.seen == current;
+            // Whatever the dump showed of it, its events say it better.
+            let evented = born.contains(key);
+            match entry.phase {
+                Phase::Candidate if evented => return false,
+                Phase::Candidate => {
+                    let event = if pass == Pass::Adopt {
+                        entry.phase = Phase::Adopted;
+                        ConnectionEvent::Adopt
+                    } else {
+                        entry.phase = Phase::Announced { new_expected: true };
+                        ConnectionEvent::New
+                    };
+                    out.push(observed(at, entry.record(key, event)));
+                }
+                Phase::Announced { .. } | Phase::Adopted if seen => {
+                    if let Phase::Announced { new_expected } = &mut entry.phase {
+                        // It had a whole pass's time to come; `born` says whether it comes now.
+                        *new_expected &= evented;
+                    }
+                    if pass == Pass::Sweep && !evented {
+                        out.push(observed(at, entry.record(key, ConnectionEvent::Update)));
+                    }
+                }
+                Phase::Announced { .. } | Phase::Adopted => {
+                    let was_adopted = entry.phase == Phase::Adopted;
+                    let told_elsewhere = evented || destroyed.contains(key);
+                    // The end of an announced one is an event: its absence alone says little (a dump passes
+                    // over entries whose time is up but which are not destroyed yet).
+                    let owed = was_adopted || completeness.after_loss;
+                    if completeness.whole && owed && !told_elsewhere {
+                        losses.add(if was_adopted { ADOPTED_TAIL } else { MISSED_END }, 1);
+                        out.push(observed(at, entry.record(key, END)));
+                        entry.phase = Phase::Ended { adopted: was_adopted };
+                        entry.seen = current;
+                    }
+                }
+                Phase::Ended { .. } => {
+                    if current.wrapping_sub(entry.seen) > LINGER {
+                        return false;
+                    }
+                }
+            }
+            adopted += usize::from(entry.phase == Phase::Adopted);
+            true
+        });
+        self.adopted = adopted;
+        for m in std::mem::take(&mut self.replaced) {
+            if !born.contains(&m.key) {
+                self.replace(&m, true, at, out);
+            }
+        }
+        for m in events {
+            self.event(m, pass == Pass::Adopt, at, out);
+        }
+        if self.entries.capacity() > 4 * self.entries.len().max(1024) {
+            self.entries.shrink_to_fit();
+        }
+    }
+
+    /// One event. `adopting`: it was queued before the adoption had ended, so that a DESTROY of an unknown
+    /// connection is most likely of one older than the agent, whose baseline is not known.
+    pub fn event(&mut self, m: &CtMessage, adopting: bool, at: Timestamp, out: &mut Vec<Observed>) {
+        match m.kind {
+            CtKind::New => match self.entries.get_mut(&m.key) {
+                Some(Entry { phase: Phase::Announced { new_expected: expected @ true }, id, .. })
+                    if *id == m.id.unwrap_or(0) =>
+                {
+                    *expected = false;
+                }
+                _ => self.replace(m, false, at, out),
+            },
+            CtKind::Destroy => {
+                let Some(mut entry) = self.entries.remove(&m.key) else {
+                    if adopting {
+                        self.losses.add(ADOPTED_UNSEEN, 1);
+                    } else {
+                        // Its NEW was lost, or it found no room: the final counters are all there is to know.
+                        out.push(told(m, END, at));
+                    }
+                    return;
+                };
+                match entry.phase {
+                    // Ended too early: the rest is exported from where it was left.
+                    Phase::Ended { .. } => {
+                        out.push(observed(at, entry.record(&m.key, ConnectionEvent::Adopt)));
+                    }
+                    Phase::Adopted => self.adopted = self.adopted.saturating_sub(1),
+                    Phase::Candidate | Phase::Announced { .. } => {}
+                }
+                entry.counters = m.counters.unwrap_or(entry.counters);
+                entry.tcp_state = m.tcp_state.or(entry.tcp_state);
+                out.push(observed(at, entry.record(&m.key, END)));
+            }
+            CtKind::Update | CtKind::Entry => {}
+        }
+    }
+
+    /// A connection begins under this key; one that is still open there has ended unseen.
+    fn replace(&mut self, m: &CtMessage, new_expected: bool, at: Timestamp, out: &mut Vec<Observed>) {
+        if let Some(old) = self.entries.get(&m.key) {
+            let stage = match old.phase {
+                Phase::Adopted => {
+                    self.adopted = self.adopted.saturating_sub(1);
+                    Some(ADOPTED_TAIL)
+                }
+                Phase::Announced { .. } => Some(MISSED_END),
+                Phase::Candidate | Phase::Ended { .. } => None,
+            };
+            if let Some(stage) = stage {
+                self.losses.add(stage, 1);
+                out.push(observed(at, old.record(&m.key, END)));
+            }
+        } else if self.entries.len() >= self.capacity {
+            self.losses.add(UNTRACKED, 1);
+            out.push(told(m, ConnectionEvent::New, at));
+            return;
+        }
+        self.entries.insert(m.key, Entry::new(m, Phase::Announced { new_expected }, self.pass));
+        out.push(told(m, ConnectionEvent::New, at));
+    }
+}
+
+fn observed(at: Timestamp, record: ConnectionRecord) -> Observed {
+    Observed { at, observation: Observation::Connection(record) }
+}
+
+#[cfg(test)]
+#[path = "live_tests.rs"]
+mod tests;

@@ -1,0 +1,315 @@
+//! The `netlink` source: connection tracking without BPF.
+//!
+//! In: ctnetlink NEW and DESTROY events and dumps of this network namespace. Out: observations with absolute
+//! counters: New, Update, End, Adopt. Synchronous, for a thread of its own.
+//!
+//! What holds: DESTROY carries final counters, so that short connections are exact. An overrun of the receive
+//! buffer (ENOBUFS) is counted with the number of messages lost and answered by a dump. With
+//! `nf_conntrack_events=2` (the default since Linux 5.19) connections older than the subscription end without
+//! a word: these are watched by a dump a second and ended on their last counters. Counters are never zeroed.
+//!
+//! Not here: deltas and expiry (flow), the one sysctl the agent may set (`accounting`).
+
+mod live;
+mod parse;
+mod socket;
+
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::io::Errno;
+
+pub use parse::{CtKey, CtKind, CtMessage, ParseError, parse_message};
+
+use self::live::{Completeness, Live, Pass};
+use self::socket::{Dumped, EventSocket, Received, RequestSocket, messages};
+use crate::model::Timestamp;
+use crate::source::Observed;
+
+const EVENTS_SYSCTL: &str = "/proc/sys/net/netfilter/nf_conntrack_events";
+const MAX_SYSCTL: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
+/// Messages the kernel dropped because the receive buffer was full.
+const OVERRUN: &str = "netlink_overrun";
+/// Messages that could not be read.
+const PARSE_ERROR: &str = "netlink_parse_error";
+
+/// How often connections that end without an event are looked at.
+const TAIL_INTERVAL: Duration = Duration::from_secs(1);
+/// After a loss: soon, but not in a tight loop while the burst that caused it goes on.
+const RESYNC_INTERVAL: Duration = Duration::from_millis(100);
+/// Dumps that nobody asked for take at most a tenth of the time.
+const PASS_SHARE: u32 = 10;
+/// How often an interrupted dump is tried.
+const DUMP_ATTEMPTS: usize = 3;
+/// Events of one drain: more than any receive buffer holds, so that a drain ends under a storm too.
+const DRAIN_LIMIT: usize = 1 << 18;
+
+#[derive(Clone, Debug)]
+pub struct NetlinkOptions {
+    /// Wanted size of the socket's receive buffer: an event takes about 1 KiB of it.
+    pub receive_buffer_bytes: usize,
+}
+
+impl Default for NetlinkOptions {
+    fn default() -> Self {
+        Self { receive_buffer_bytes: 8 << 20 }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "connection tracking may not be read: give the agent CAP_NET_ADMIN in this network namespace (or run it as root)"
+    )]
+    Permission(#[source] io::Error),
+    #[error(
+        "the kernel does not answer conntrack requests: load the module nf_conntrack_netlink (modprobe nf_conntrack_netlink), or use --source ebpf"
+    )]
+    Unavailable(#[source] io::Error),
+    #[error(
+        "net.netfilter.nf_conntrack_events is 0, so that no connection's end is told: set it to 2 (sysctl -w net.netfilter.nf_conntrack_events=2), or use --source ebpf"
+    )]
+    EventsOff,
+    #[error(
+        "this kernel has no conntrack events (CONFIG_NF_CONNTRACK_EVENTS is not set): use --source ebpf, or another kernel"
+    )]
+    EventsUnsupported,
+    #[error("cannot {step}")]
+    Socket { step: &'static str, source: io::Error },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("cannot read conntrack events: restart the agent if this stays")]
+    Events(#[source] io::Error),
+    #[error("cannot dump the connection table: the next pass tries again")]
+    Dump(#[source] io::Error),
+}
+
+pub struct NetlinkSource {
+    events: EventSocket,
+    requests: RequestSocket,
+    buffer: Box<[u8]>,
+    live: Live,
+    /// `nf_conntrack_events=2`: adopted connections end without an event.
+    silent_tail: bool,
+    /// Messages were lost since the last pass began.
+    lost: bool,
+    last_pass: Instant,
+    last_pass_took: Duration,
+}
+
+impl NetlinkSource {
+    /// Subscribes to this thread's network namespace. Nothing is missed from here on: [`Self::adopt`] next.
+    ///
+    /// # Errors
+    /// What is missing on this node, and what to do about it.
+    pub fn open(options: &NetlinkOptions) -> Result<Self, OpenError> {
+        let socket = |step: &'static str| {
+            move |e: io::Error| match Errno::from_io_error(&e) {
+                Some(Errno::PERM | Errno::ACCESS) => OpenError::Permission(e),
+                _ => OpenError::Socket { step, source: e },
+            }
+        };
+        let mut requests = RequestSocket::open().map_err(socket("open a netfilter netlink socket"))?;
+        // Also makes the kernel load ctnetlink where it is a module.
+        requests.count_entries().map_err(|e| match Errno::from_io_error(&e) {
+            Some(Errno::PERM | Errno::ACCESS) => OpenError::Permission(e),
+            _ => OpenError::Unavailable(e),
+        })?;
+        let silent_tail = match read_number(EVENTS_SYSCTL) {
+            Some(0) => return Err(OpenError::EventsOff),
+            Some(mode) => mode == 2,
+            None if fs::exists(MAX_SYSCTL).unwrap_or(false) => return Err(OpenError::EventsUnsupported),
+            // No sysctls to read (a masked /proc): the dump each second is the safe side.
+            None => true,
+        };
+        let events = EventSocket::subscribe(options.receive_buffer_bytes)
+            .map_err(socket("subscribe to conntrack events"))?;
+        let capacity = read_number(MAX_SYSCTL)
+            .and_then(|n| usize::try_from(n).ok())
+            .unwrap_or(262_144)
+            .clamp(1 << 12, 1 << 21);
+        Ok(Self {
+            events,
+            requests,
+            buffer: socket::buffer(),
+            live: Live::new(capacity),
+            silent_tail,
+            lost: false,
+            last_pass: Instant::now(),
+            last_pass_took: Duration::ZERO,
+        })
+    }
+
+    /// Takes over the connections that already exist, each as Adopt; those born since [`Self::open`] as New.
+    ///
+    /// # Errors
+    /// The sockets fail. `out` then holds what was read before.
+    pub fn adopt(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        self.pass(Pass::Adopt, out)
+    }
+
+    /// Waits at most `timeout` for events and drains them; also does the dumps that are due on their own
+    /// (after a loss, and for adopted connections), so that it may return later than `timeout` by a dump's time.
+    ///
+    /// # Errors
+    /// The sockets fail. `out` then holds what was read before.
+    pub fn poll(&mut self, timeout: Duration, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        let wait = self.next_own_pass().map_or(timeout, |due| timeout.min(due));
+        self.events.wait(wait).map_err(SourceError::Events)?;
+        let mut events = Vec::new();
+        let drained = self.drain(&mut events);
+        let at = now();
+        for event in &events {
+            self.live.event(event, false, at, out);
+        }
+        drained?;
+        if self.next_own_pass() == Some(Duration::ZERO) {
+            self.pass(Pass::Quiet, out)?;
+        }
+        Ok(())
+    }
+
+    /// An Update for every live connection; New for one that was never announced (after a loss).
+    ///
+    /// # Errors
+    /// The sockets fail. `out` then holds what was read before.
+    pub fn sweep(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        self.pass(Pass::Sweep, out)
+    }
+
+    /// What was lost or left out since the last call, by stage:
+    ///
+    /// - `netlink_overrun`: event messages the kernel dropped; live connections are picked up by a dump
+    /// - `netlink_parse_error`: messages that could not be read
+    /// - `netlink_missed_end`: connections ended on their last known counters, their final ones were lost
+    /// - `adopted_tail`: the same for connections older than the agent (`nf_conntrack_events=2`)
+    /// - `adopted_unseen`: ended while the agent started, before a baseline could be read: not exported
+    /// - `netlink_untracked`: looks at connections that found no room in the memory of live ones
+    pub fn losses(&mut self) -> Vec<(&'static str, u64)> {
+        self.live.losses.take()
+    }
+
+    /// Time until a dump is due that nobody asks for; none is due while nothing is lost or silent.
+    fn next_own_pass(&self) -> Option<Duration> {
+        let interval = if self.lost {
+            RESYNC_INTERVAL
+        } else if self.silent_tail && self.live.adopted() > 0 {
+            TAIL_INTERVAL
+        } else {
+            return None;
+        };
+        let interval = interval.max(self.last_pass_took.saturating_mul(PASS_SHARE));
+        Some(interval.saturating_sub(self.last_pass.elapsed()))
+    }
+
+    /// One whole dump, and the events that were queued before and during it.
+    fn pass(&mut self, pass: Pass, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        let started = Instant::now();
+        if pass != Pass::Adopt {
+            // Older events first: only what is queued behind the dump can race with it.
+            let mut events = Vec::new();
+            let drained = self.drain(&mut events);
+            let at = now();
+            for event in &events {
+                self.live.event(event, false, at, out);
+            }
+            drained?;
+        }
+        let after_loss = std::mem::take(&mut self.lost);
+        let dumped = self.dump(pass, out);
+        let whole = match dumped {
+            Ok(dumped) => dumped == Dumped::Whole,
+            Err(e) => {
+                self.live.abandon_pass();
+                self.lost |= after_loss;
+                // A dump that was broken off leaves its rest in the socket.
+                self.requests = RequestSocket::open().map_err(SourceError::Dump)?;
+                return Err(SourceError::Dump(e));
+            }
+        };
+        let mut events = Vec::new();
+        let drained = self.drain(&mut events);
+        let emptied = matches!(drained, Ok(true));
+        let completeness = Completeness { whole: whole && emptied, after_loss };
+        // Ends that are owed but could not be told by an incomplete pass are owed to the next one.
+        self.lost |= after_loss && !completeness.whole;
+        self.live.finish_pass(pass, completeness, &events, now(), out);
+        self.last_pass = Instant::now();
+        self.last_pass_took = started.elapsed();
+        drained.map(drop)
+    }
+
+    fn dump(&mut self, pass: Pass, out: &mut Vec<Observed>) -> io::Result<Dumped> {
+        let Self { requests, live, .. } = self;
+        live.begin_pass();
+        let mut outcome = Dumped::Interrupted;
+        // A repeated dump adds to the same pass: what was seen twice counts once.
+        for _ in 0..DUMP_ATTEMPTS {
+            let at = now();
+            let mut unread = 0;
+            outcome = requests.dump(|bytes| match parse_message(bytes) {
+                Ok(Some(m)) => live.see(&m, pass, at, out),
+                Ok(None) => {}
+                Err(_) => unread += 1,
+            })?;
+            if unread > 0 {
+                live.losses.add(PARSE_ERROR, unread);
+            }
+            if outcome == Dumped::Whole {
+                break;
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Reads all queued events. True: the queue was emptied and nothing was lost on the way.
+    fn drain(&mut self, events: &mut Vec<CtMessage>) -> Result<bool, SourceError> {
+        let mut overrun = false;
+        let emptied = loop {
+            if events.len() >= DRAIN_LIMIT {
+                break false;
+            }
+            match self.events.receive(&mut self.buffer).map_err(SourceError::Events)? {
+                Received::Empty => break true,
+                Received::Overrun(n) => {
+                    overrun = true;
+                    self.live.losses.add(OVERRUN, n);
+                }
+                Received::Bytes(len) => {
+                    for message in messages(self.buffer.get(..len).unwrap_or_default()) {
+                        match message.map_err(|()| ParseError::Header).and_then(parse_message) {
+                            Ok(Some(m)) => events.push(m),
+                            Ok(None) => {}
+                            Err(_) => {
+                                self.live.losses.add(PARSE_ERROR, 1);
+                                overrun = true;
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        if overrun {
+            // Dropping went on until the queue was empty.
+            let more = self.events.newly_dropped();
+            if more > 0 {
+                self.live.losses.add(OVERRUN, more);
+            }
+            self.lost = true;
+        }
+        Ok(emptied && !overrun)
+    }
+}
+
+fn read_number(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}

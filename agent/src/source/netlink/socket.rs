@@ -1,0 +1,301 @@
+//! The two netlink sockets: one that is subscribed to events, one for requests (dumps, statistics).
+//!
+//! In: nothing but the kernel's own messages (a message from any other port is dropped). Out: whole netlink
+//! messages as byte slices, and the control flow around them: end of a dump, interruption, errors, overrun.
+//! What holds: no wait without a limit; an overrun is told with the number of messages the kernel dropped.
+//! A netlink socket sees the network namespace of the thread that opened it, and only that.
+//!
+//! Not here: what the messages mean (`parse`), and what to do about a loss (`mod`).
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use netlink_packet_core::NetlinkBuffer;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, getsockname, recvfrom, sendto,
+    socket_with, sockopt,
+};
+
+use super::parse::{MSG_GET, NFGENMSG_LEN, SUBSYSTEM_CTNETLINK};
+
+const NLMSG_NOOP: u16 = 1;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+/// Bits of a bind address: group n is bit n-1 (`NFNLGRP_CONNTRACK_NEW` 1, `NFNLGRP_CONNTRACK_DESTROY` 3).
+const GROUPS: u32 = 1 | 1 << 2;
+/// `IPCTNL_MSG_CT_GET_STATS`: answers with the number of entries.
+const MSG_GET_STATS: u8 = 5;
+const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
+/// The kernel fills at most 32 KiB at once.
+const BUFFER_LEN: usize = 64 << 10;
+/// A dump answers within milliseconds; this only keeps a kernel bug from hanging the source.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// `struct nlmsghdr`
+const HEADER_LEN: usize = 16;
+
+pub(super) fn buffer() -> Box<[u8]> {
+    vec![0; BUFFER_LEN].into_boxed_slice()
+}
+
+fn open() -> io::Result<OwnedFd> {
+    Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER))?)
+}
+
+/// The messages in one received buffer; a broken one ends the walk with an error.
+pub(super) fn messages(bytes: &[u8]) -> impl Iterator<Item = Result<&[u8], ()>> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let Some(len) = NetlinkBuffer::new_checked(rest).ok().and_then(|m| usize::try_from(m.length()).ok())
+        else {
+            rest = &[];
+            return Some(Err(()));
+        };
+        let (message, _) = rest.split_at_checked(len)?;
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some(Ok(message))
+    })
+}
+
+pub(super) enum Received {
+    Bytes(usize),
+    /// Nothing (more) is queued.
+    Empty,
+    /// The receive buffer was full: this many messages were dropped (at least 1).
+    Overrun(u64),
+}
+
+pub(super) struct EventSocket {
+    fd: OwnedFd,
+    port: u32,
+    dropped: u64,
+}
+
+impl EventSocket {
+    /// Subscribes to NEW and DESTROY. The kernel's ENOBUFS report is left on: it is how a loss is noticed.
+    pub fn subscribe(receive_buffer_bytes: usize) -> io::Result<Self> {
+        let fd = open()?;
+        // Above net.core.rmem_max only CAP_NET_ADMIN may; without it the limit applies.
+        if sockopt::set_socket_recv_buffer_size_force(&fd, receive_buffer_bytes).is_err() {
+            sockopt::set_socket_recv_buffer_size(&fd, receive_buffer_bytes)?;
+            tracing::warn!(
+                wanted = receive_buffer_bytes,
+                got = sockopt::socket_recv_buffer_size(&fd).unwrap_or(0),
+                "the receive buffer for conntrack events is limited by net.core.rmem_max: raise it, or give the agent CAP_NET_ADMIN"
+            );
+        }
+        bind(&fd, &SocketAddrNetlink::new(0, GROUPS))?;
+        let port = SocketAddrNetlink::try_from(getsockname(&fd)?)?.pid();
+        Ok(Self { fd, port, dropped: 0 })
+    }
+
+    /// Waits until something is queued, or until `limit` is over.
+    pub fn wait(&self, limit: Duration) -> io::Result<()> {
+        let limit = Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&limit)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
+        loop {
+            match recvfrom(&self.fd, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
+                Ok((_, len, from)) => {
+                    let kernel =
+                        from.and_then(|a| SocketAddrNetlink::try_from(a).ok()).is_some_and(|a| a.pid() == 0);
+                    if kernel {
+                        return Ok(if len > buffer.len() {
+                            Received::Overrun(1)
+                        } else {
+                            Received::Bytes(len)
+                        });
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(Received::Empty),
+                Err(Errno::NOBUFS) => return Ok(Received::Overrun(self.newly_dropped().max(1))),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Messages the kernel dropped on this socket since the last call, as far as it tells.
+    ///
+    /// While the queue is still full more are dropped: ask again when it has been emptied.
+    pub fn newly_dropped(&mut self) -> u64 {
+        let Some(total) = fs::read_to_string("/proc/thread-self/net/netlink")
+            .ok()
+            .and_then(|table| dropped_in(&table, self.port))
+        else {
+            return 0;
+        };
+        let new = total.saturating_sub(self.dropped);
+        self.dropped = total;
+        new
+    }
+}
+
+/// Column `Drops` of the line of this port (protocol NETLINK_NETFILTER, 12) in /proc/net/netlink.
+fn dropped_in(table: &str, port: u32) -> Option<u64> {
+    table.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let ours = fields.next() == Some("12") && fields.next()?.parse() == Ok(port);
+        // Groups, Rmem, Wmem, Dump, Locks, then Drops.
+        ours.then(|| fields.nth(5)?.parse().ok()).flatten()
+    })
+}
+
+pub(super) struct RequestSocket {
+    fd: OwnedFd,
+    sequence: u32,
+    buffer: Box<[u8]>,
+}
+
+/// How a dump ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dumped {
+    Whole,
+    /// The table changed under the dump: entries may be missing.
+    Interrupted,
+}
+
+impl RequestSocket {
+    pub fn open() -> io::Result<Self> {
+        let fd = open()?;
+        bind(&fd, &SocketAddrNetlink::new(0, 0))?;
+        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(ANSWER_LIMIT))?;
+        Ok(Self { fd, sequence: 0, buffer: buffer() })
+    }
+
+    /// Asks for every entry of both families; the counters are read, never zeroed.
+    pub fn dump(&mut self, mut visit: impl FnMut(&[u8])) -> io::Result<Dumped> {
+        self.ask(MSG_GET, NLM_F_REQUEST | NLM_F_DUMP)?;
+        let mut outcome = Dumped::Whole;
+        self.answers(|flags, message| {
+            if flags & NLM_F_DUMP_INTR != 0 {
+                outcome = Dumped::Interrupted;
+            }
+            if let Some(message) = message {
+                visit(message);
+            }
+            false
+        })?;
+        Ok(outcome)
+    }
+
+    /// The number of entries in this network namespace; also proves that ctnetlink answers us.
+    pub fn count_entries(&mut self) -> io::Result<u32> {
+        self.ask(MSG_GET_STATS, NLM_F_REQUEST)?;
+        let mut count = None;
+        self.answers(|_, message| {
+            let Some(message) = message else { return true };
+            let attributes = message.get(HEADER_LEN + NFGENMSG_LEN..).unwrap_or_default();
+            count = netlink_packet_core::NlasIterator::new(attributes)
+                .filter_map(Result::ok)
+                .find(|a| a.kind() == CTA_STATS_GLOBAL_ENTRIES)
+                .and_then(|a| a.value().try_into().ok())
+                .map(u32::from_be_bytes);
+            true
+        })?;
+        count
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "conntrack statistics without a count"))
+    }
+
+    fn ask(&mut self, message: u8, flags: u16) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = [0u8; HEADER_LEN + NFGENMSG_LEN];
+        let len = u32::try_from(request.len()).unwrap_or(0);
+        let mut header = NetlinkBuffer::new(&mut request[..]);
+        header.set_length(len);
+        header.set_message_type(u16::from_le_bytes([message, SUBSYSTEM_CTNETLINK]));
+        header.set_flags(flags);
+        header.set_sequence_number(self.sequence);
+        sendto(&self.fd, &request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+        Ok(())
+    }
+
+    /// Hands over the answers to the last request until DONE, an error, or until `visit` returns true.
+    fn answers(&mut self, mut visit: impl FnMut(u16, Option<&[u8]>) -> bool) -> io::Result<()> {
+        loop {
+            let (len, from) = match recvfrom(self.fd.as_fd(), &mut *self.buffer, RecvFlags::TRUNC) {
+                Ok((_, len, from)) => (len, from),
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(e) => return Err(e.into()),
+            };
+            if !from.and_then(|a| SocketAddrNetlink::try_from(a).ok()).is_some_and(|a| a.pid() == 0) {
+                continue;
+            }
+            let bytes = self.buffer.get(..len).ok_or_else(|| malformed("longer than 64 KiB"))?;
+            for message in messages(bytes) {
+                let message = message.map_err(|()| malformed("truncated"))?;
+                let header = NetlinkBuffer::new(message);
+                if header.sequence_number() != self.sequence {
+                    continue;
+                }
+                let flags = header.flags();
+                match header.message_type() {
+                    NLMSG_NOOP => {}
+                    // Both begin with an errno, negated; an error of 0 is an acknowledgement.
+                    kind @ (NLMSG_ERROR | NLMSG_DONE) => {
+                        let code = header.payload().first_chunk().map_or(0, |c| i32::from_ne_bytes(*c));
+                        if code < 0 {
+                            return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+                        }
+                        if kind == NLMSG_ERROR && code > 0 {
+                            return Err(malformed("an error that is none"));
+                        }
+                        visit(flags, None);
+                        return Ok(());
+                    }
+                    _ => {
+                        if visit(flags, Some(message)) {
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn malformed(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the kernel's netlink answer is {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn drops_are_read_from_our_own_line() {
+        let table = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n\
+            00000000b61fa2b5 0   77         00000000 0        0        0     2        9        4       \n\
+            000000001dc05d66 12  77         00000005 0        0        0     2        314      559     \n";
+        assert_eq!(dropped_in(table, 77), Some(314));
+        assert_eq!(dropped_in(table, 78), None);
+    }
+
+    proptest! {
+        #[test]
+        fn walking_random_bytes_never_panics_and_ends(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            prop_assert!(messages(&bytes).count() <= bytes.len() / 16 + 1);
+        }
+    }
+}
