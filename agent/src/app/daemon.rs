@@ -171,6 +171,8 @@ fn host_addresses() -> Vec<std::net::IpAddr> {
 enum Target {
     File(Box<FileSink>),
     Stdout(StdoutSink<io::Stdout>),
+    /// `flowLogsFileEnabled: false`.
+    Nowhere,
 }
 
 struct Output {
@@ -183,19 +185,19 @@ impl Output {
     fn open(options: &DaemonOptions, metrics: Arc<Metrics>, now: Timestamp) -> Result<Self, RunError> {
         let file = FileOptions::flow_log(&options.config);
         let dir = file.dir.clone();
-        let target = if options.stdout || !options.config.flow_logs_file_enabled {
-            if !options.stdout {
-                warn!("flowLogsFileEnabled is false: no lines are written; set it to true, or use --output stdout");
-            }
+        let target = if options.stdout {
             Target::Stdout(StdoutSink::new())
-        } else {
+        } else if options.config.flow_logs_file_enabled {
             Target::File(Box::new(FileSink::open(&file, now)?))
+        } else {
+            warn!("flowLogsFileEnabled is false: no lines are written; set it to true, or use --output stdout");
+            Target::Nowhere
         };
         Ok(Self { target, dir, metrics })
     }
 
     fn take_checkpoint(&mut self) -> Option<Checkpoint> {
-        if matches!(self.target, Target::Stdout(_)) {
+        if !matches!(self.target, Target::File(_)) {
             return None;
         }
         match checkpoint::read_and_remove(&self.dir) {
@@ -232,9 +234,10 @@ impl Output {
                     encode_all(&logs, format, &mut lines);
                     let records = logs.records.len() as u64;
                     match &mut self.target {
+                        Target::Nowhere => {}
                         Target::File(file) => file.write_window(lines, records, clock.now()),
                         Target::Stdout(stdout) => match stdout.write_lines(&lines) {
-                            Ok(Reader::There) => {}
+                            Ok(Reader::Present) => {}
                             Ok(Reader::Gone) => return self,
                             Err(error) => error!(%error, "lines cannot be written to stdout"),
                         },

@@ -1,12 +1,17 @@
-//! Where observations come from. A source reads what the kernel (or a recording) tells and hands on
-//! [`Observation`]s with the time at which they were read; it keeps no more state than it needs to notice
-//! its own losses, and counts each of them under a stage's name.
+//! Where observations come from. A source reads what the kernel tells and hands on [`Observation`]s with the time
+//! at which they were read; it keeps no more state than it needs to notice its own losses, and counts each of them
+//! under a stage's name.
 //!
-//! Not here: deltas, naming, aggregation. A source gives absolute counters; the pipeline does the rest.
+//! [`NodeSources`] is what one node has: a source of connections, chosen by trying, and the drops where the kernel
+//! lets them be counted. Not here: deltas, naming, aggregation. A source gives absolute counters; the pipeline does
+//! the rest.
 
 pub mod accounting;
 pub mod netlink;
+mod node;
 pub mod probe;
+
+pub use node::{NodeSources, SourcesError};
 
 use crate::model::{Observation, Timestamp};
 
