@@ -1,1 +1,22 @@
-//! (being built)
+//! Configuration: raw layers in, one resolved [`Config`] out, with who set what.
+//!
+//! `fields.rs` is the one table of all fields; `value.rs` reads and shows their types; `resolve.rs` puts layers
+//! over each other (pure); `load.rs` gets the layers of file, environment and flags.
+//! Always: every value is within its bounds, and remembers the layer it came from.
+//! Not here: the cluster's layers (the watch room fetches those objects; their places in [`Layer`] exist).
+
+mod fields;
+mod load;
+mod resolve;
+#[cfg(test)]
+mod tests;
+mod value;
+
+pub use fields::{Change, Config, FIELDS, Field, markdown_table, show_plain};
+pub use load::{Given, LoadError, environment_layer, file_layer, flag_layer, load, parse_file, raw_layers};
+pub use resolve::{BadValue, Layer, Origin, RawEntry, RawLayer, Resolved, nearest, resolve};
+pub use value::{
+    ClientAuth, DnsPolicyMode, FileFormat, FileMode, IdleFlows, Kind, Limits, Milliseconds, Notation,
+    PolicyEvaluationMode, PolicyNameStyle, PolicyScope, PrivateNetworks, Setting, SourceKind, Switch,
+    show_duration,
+};
