@@ -13,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tracing_subscriber::EnvFilter;
 
+use crate::pipeline::Stats;
 use crate::sink::SinkStats;
 
 /// The environment variable that filters the log, in the syntax of `tracing_subscriber::EnvFilter`.
@@ -140,13 +141,17 @@ macro_rules! metrics {
 
 metrics! {
     /// Connections that a source has shown.
-    connections_seen: Counter(Counter) = "flowlogd_connections_seen_total";
+    connections_seen: Gauge(Counter) = "flowlogd_connections_seen_total";
     /// Connections open now.
     connections_open: Gauge(Gauge) = "flowlogd_connections_open";
-    /// Connections without a local end, which make no line.
-    not_local: Counter(Counter) = "flowlogd_connections_not_local_total";
+    /// Bytes of connections and drops without a local end, which make no line.
+    not_local: Gauge(Counter) = "flowlogd_not_local_bytes_total";
+    /// Bytes that conntrack counted of connections for which their drops speak.
+    superseded: Gauge(Counter) = "flowlogd_superseded_bytes_total";
+    /// Bytes for which a full table or window had no place.
+    overflow_bytes: Gauge(Counter) = "flowlogd_overflow_bytes_total";
     /// Connections that never were confirmed, without a filter's drop, which make no line.
-    unconfirmed_other: Counter(Counter) = "flowlogd_connections_unconfirmed_total";
+    unconfirmed_other: Gauge(Counter) = "flowlogd_connections_unconfirmed_total";
     /// Connections left out because they belong to another network namespace.
     other_namespace: Counter(Counter) = "flowlogd_connections_other_namespace_total";
     /// Packets dropped by a filter.
@@ -194,6 +199,16 @@ metrics! {
 }
 
 impl Metrics {
+    /// Takes over what the pipeline counts itself.
+    pub fn set_pipeline(&self, stats: &Stats, open: u64) {
+        self.connections_seen.set(stats.connections_started + stats.connections_adopted);
+        self.connections_open.set(open);
+        self.not_local.set(stats.not_local.bytes.saturating_add(stats.not_local_denied.bytes));
+        self.superseded.set(stats.superseded.bytes);
+        self.overflow_bytes.set(stats.denied_overflow.bytes.saturating_add(stats.window_overflow.bytes));
+        self.unconfirmed_other.set(stats.unconfirmed_other);
+    }
+
     /// Takes over what the file sink counts itself.
     pub fn set_sink(&self, stats: &SinkStats) {
         self.sink_written_windows.set(stats.written_windows);

@@ -100,7 +100,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         pipeline.restore(checkpoint.entries);
     }
     let snapshot = Snapshot::new(&cluster);
-    let mut step = |pipeline: &mut Pipeline, observed: Observed| {
+    let step = |pipeline: &mut Pipeline, observed: Observed| {
         pipeline.step(Input::Observation(&observed.observation), observed.at, &snapshot);
     };
     sources.adopt(&mut |observed| step(&mut pipeline, observed));

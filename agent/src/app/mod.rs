@@ -12,6 +12,6 @@ mod settings;
 
 pub use clock::Clock;
 pub use daemon::{DaemonOptions, RunError, run};
-pub use record::record;
+pub use record::{RecordError, record};
 pub use replay::{Flushing, Replay, ReplayError, ReplaySummary};
 pub use settings::{line_format, settings};

@@ -9,6 +9,7 @@ use std::io;
 
 use crate::config::LoadError;
 use crate::sink::SinkError;
+use crate::watch::ManifestError;
 
 /// Numbers of sysexits.h, where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +98,14 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
         }
     }
     Exit::Bug
+}
+
+/// What a manifest that cannot be used means.
+pub fn of_manifests(error: &ManifestError) -> Exit {
+    match error {
+        ManifestError::NotFound { .. } | ManifestError::Unreadable { .. } => Exit::NotFound,
+        ManifestError::Malformed { .. } => Exit::Malformed,
+    }
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

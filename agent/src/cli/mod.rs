@@ -22,6 +22,7 @@ pub mod exit;
 pub mod record;
 pub mod replay;
 pub mod run;
+mod stop;
 
 pub use exit::{Exit, Failure, OrExit};
 
@@ -57,6 +58,9 @@ pub struct Global {
 
 #[derive(Subcommand, Clone, Debug)]
 pub enum Verb {
+    Run(run::RunArgs),
+    Replay(replay::ReplayArgs),
+    Record(record::RecordArgs),
     Config(config::ConfigArgs),
 }
 
@@ -64,7 +68,9 @@ impl Verb {
     /// Configuration fields that the verb's own flags set: name, value, flag.
     fn fields(&self) -> Vec<(String, String, String)> {
         match self {
-            Self::Config(_) => Vec::new(),
+            Self::Run(args) => args.fields(),
+            Self::Record(args) => args.fields(),
+            Self::Replay(_) | Self::Config(_) => Vec::new(),
         }
     }
 }
@@ -124,10 +130,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli) -> anyhow::Result<u8> {
+fn dispatch(mut cli: Cli) -> anyhow::Result<u8> {
     telemetry::start_log(cli.global.log_level.as_deref()).map_err(Failure::usage)?;
     let resolved = resolve(&cli)?;
-    match &cli.verb {
+    match &mut cli.verb {
+        Verb::Run(args) => run::run(&cli.global, &resolved, args),
+        Verb::Replay(args) => replay::run(&cli.global, &resolved, args),
+        Verb::Record(args) => record::run(&cli.global, &resolved, args),
         Verb::Config(args) => config::run(&resolved, args),
     }
 }

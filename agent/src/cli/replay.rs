@@ -1,11 +1,25 @@
-//! `flowlogd replay`: the arguments.
+//! `flowlogd replay`: a recording's lines on stdout.
 //!
-//! In: the command line. Out: [`ReplayArgs`].
+//! In: the command line. Out: lines, a summary in the log.
 //! Not here: replaying (`app`).
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter};
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use tracing::{info, warn};
+
+use crate::app::{Flushing, Replay, ReplayError};
+use crate::cluster::Cluster;
+use crate::config::Resolved;
+use crate::model::Timestamp;
+use crate::pipeline::Limits;
+use crate::watch;
+use crate::wire::recording::ReadError;
+
+use super::{Exit, Failure, Global, OrExit as _};
 
 /// Turn a recording into flow-log lines on stdout.
 #[derive(Args, Clone, Debug)]
@@ -38,4 +52,57 @@ impl ReplayArgs {
             )),
         }
     }
+}
+
+pub fn run(global: &Global, resolved: &Resolved, args: &mut ReplayArgs) -> anyhow::Result<u8> {
+    let mut paths = global.cluster.clone();
+    let recording = args.take_recording(&mut paths)?;
+    let mut cluster = Cluster::new(global.node_name().into());
+    if !paths.is_empty() {
+        let manifests = watch::load(&paths, true)
+            .map_err(|error| Failure::new(super::exit::of_manifests(&error), error))?;
+        for (kind, objects) in &manifests.unused {
+            info!(%kind, objects, "objects of this kind are not used");
+        }
+        for object in manifests.objects {
+            cluster.apply(object, Timestamp::MIN);
+        }
+    }
+    let replay = Replay {
+        config: &resolved.config,
+        cluster,
+        has_cluster: !paths.is_empty(),
+        flushing: match args.flush {
+            Flush::Interval => Flushing::Interval,
+            Flush::Explicit => Flushing::Explicit,
+        },
+        limits: Limits::default(),
+    };
+    let mut output = BufWriter::new(io::stdout().lock());
+    let summary = replay.run(open(&recording)?, &mut output).map_err(|error| {
+        let exit = match &error {
+            ReplayError::Recording(ReadError::Io { .. }) => Exit::NotFound,
+            ReplayError::Recording(ReadError::Malformed(_)) | ReplayError::Object { .. } => Exit::Malformed,
+            ReplayError::Output(_) => Exit::OutputFailed,
+            ReplayError::UnknownNode { .. } => Exit::Usage,
+        };
+        Failure::new(exit, error)
+    })?;
+    if summary.times_went_back > 0 {
+        warn!(lines = summary.times_went_back, "lines whose time was before the last one's were taken at its time");
+    }
+    info!(lines = summary.lines, windows = summary.windows, records = summary.records, "replayed");
+    Ok(Exit::Ok.code())
+}
+
+fn open(recording: &Path) -> anyhow::Result<Box<dyn BufRead>> {
+    if recording.as_os_str() == "-" {
+        return Ok(Box::new(io::stdin().lock()));
+    }
+    let file = File::open(recording)
+        .with_context(|| {
+            format!("{}: the recording cannot be opened: give the path of a recording, or - for stdin", recording.display())
+        })
+        .or_exit(Exit::NotFound)?;
+    Ok(Box::new(BufReader::with_capacity(1 << 16, file)))
 }

@@ -1,11 +1,17 @@
-//! `flowlogd run`: the arguments of the daemon.
+//! `flowlogd run`: the daemon, from its arguments to its exit code.
 //!
 //! In: the command line. Out: [`RunArgs`], and the configuration fields that its flags stand for.
 //! Not here: the daemon (`app`).
 
+use std::sync::Arc;
+
 use clap::{Args, ValueEnum};
 
-use crate::config::SourceKind;
+use crate::app::{self, DaemonOptions, RunError};
+use crate::config::{Resolved, SourceKind};
+use crate::telemetry::Metrics;
+
+use super::{Exit, Failure, Global, stop};
 
 /// Observe this node and write its flow log, until SIGTERM.
 #[derive(Args, Clone, Debug)]
@@ -28,11 +34,33 @@ pub enum Output {
 impl RunArgs {
     /// Fields that flags of this verb set: name, value, flag.
     pub fn fields(&self) -> Vec<(String, String, String)> {
-        self.source
-            .iter()
-            .map(|source| ("flowLogsSource".to_owned(), source.name().to_owned(), "--source".to_owned()))
-            .collect()
+        source_field(self.source)
     }
+}
+
+pub fn run(global: &Global, resolved: &Resolved, args: &RunArgs) -> anyhow::Result<u8> {
+    let options = DaemonOptions {
+        config: resolved.config.clone(),
+        node: global.node_name().into(),
+        cluster: global.cluster.clone(),
+        stdout: args.output == Output::Stdout,
+    };
+    let metrics = Arc::new(Metrics::default());
+    let stop = stop::on_signals()?;
+    match app::run(&options, &metrics, &stop) {
+        Ok(()) => Ok(Exit::Ok.code()),
+        Err(RunError::Cluster(error)) => Err(Failure::new(super::exit::of_manifests(&error), error).into()),
+        Err(error @ RunError::Sources(_)) => Err(Failure::new(Exit::Unavailable, error).into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The field that `--source` sets.
+pub fn source_field(source: Option<SourceKind>) -> Vec<(String, String, String)> {
+    source
+        .iter()
+        .map(|source| ("flowLogsSource".to_owned(), source.name().to_owned(), "--source".to_owned()))
+        .collect()
 }
 
 /// For every verb that has a `--source`.

@@ -66,25 +66,19 @@ pub enum ManifestError {
 /// See [`ManifestError`].
 pub fn load(paths: &[PathBuf], strict: bool) -> Result<Manifests, ManifestError> {
     let mut loading = Loading { strict, ..Loading::default() };
-    for path in paths {
-        let mut files = Vec::new();
-        let meta = fs::metadata(path).map_err(|source| cannot_read(path, source))?;
-        if meta.is_dir() {
-            match list(path, &mut files, &mut HashSet::new(), 0) {
-                Ok(()) => {}
-                Err(error) => loading.refuse(error)?,
-            }
-        } else {
-            files.push(path.clone());
-        }
-        for file in files {
-            match read(&file) {
-                Ok(text) => loading.file(&file, &text)?,
-                Err(error) => loading.refuse(error)?,
-            }
-        }
-    }
+    loading.all(paths)?;
     Ok(loading.manifests)
+}
+
+/// All objects of these files and folders as they are written, for a recording. The first thing that is wrong is the
+/// error.
+///
+/// # Errors
+/// See [`ManifestError`].
+pub fn load_as_written(paths: &[PathBuf]) -> Result<Vec<Value>, ManifestError> {
+    let mut loading = Loading { strict: true, as_read: Some(Vec::new()), ..Loading::default() };
+    loading.all(paths)?;
+    Ok(loading.as_read.unwrap_or_default())
 }
 
 /// All objects of one text that did not come from a file; `name` stands for the file in errors.
@@ -197,11 +191,35 @@ impl Place<'_> {
 struct Loading {
     strict: bool,
     manifests: Manifests,
+    /// Every object as it stands in the files, where it is asked for.
+    as_read: Option<Vec<Value>>,
     /// Where each object stands in `manifests.objects`.
     index: HashMap<(ObjectKind, ObjectName), usize>,
 }
 
 impl Loading {
+    fn all(&mut self, paths: &[PathBuf]) -> Result<(), ManifestError> {
+        for path in paths {
+        let mut files = Vec::new();
+        let meta = fs::metadata(path).map_err(|source| cannot_read(path, source))?;
+        if meta.is_dir() {
+            match list(path, &mut files, &mut HashSet::new(), 0) {
+                Ok(()) => {}
+                Err(error) => self.refuse(error)?,
+            }
+        } else {
+            files.push(path.clone());
+        }
+        for file in files {
+            match read(&file) {
+                Ok(text) => self.file(&file, &text)?,
+                Err(error) => self.refuse(error)?,
+            }
+        }
+    }
+        Ok(())
+    }
+
     fn refuse(&mut self, error: ManifestError) -> Result<(), ManifestError> {
         if self.strict {
             return Err(error);
@@ -298,6 +316,9 @@ impl Loading {
     }
 
     fn object(&mut self, value: Value, place: Place<'_>) -> Result<(), ManifestError> {
+        if let Some(as_read) = &mut self.as_read {
+            as_read.push(value.clone());
+        }
         match decode(value) {
             Ok(Decoded::Unused { kind }) => {
                 *self.manifests.unused.entry(kind).or_insert(0) += 1;

@@ -9,4 +9,4 @@ pub mod manifests;
 pub mod objects;
 
 pub use decode::{DecodeError, Decoded, DecodedRef, decode, decode_ref};
-pub use manifests::{ManifestError, Manifests, load};
+pub use manifests::{ManifestError, Manifests, load, load_as_written};

@@ -92,13 +92,8 @@ impl Ends {
                 &format!("{path}.{name}"),
                 format!("it is missing: protocol {proto} has ports (0 to 65535)"),
             )),
-            (false, None | Some(Port(0))) => Ok(0),
-            (false, Some(Port(port))) => Err(Fault::new(
-                &format!("{path}.{name}"),
-                format!(
-                    "{port} cannot be: protocol {proto} has no ports; leave the field out, or write null or 0"
-                ),
-            )),
+            // What a recorder put there (an ICMP identifier, say) is no port.
+            (false, _) => Ok(0),
         };
         Ok(Addresses {
             src: self.src.0,
