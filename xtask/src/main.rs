@@ -1,6 +1,7 @@
 //! The project's own commands: `cargo xtask <verb>`, one file a verb.
 
 mod codegen;
+mod test;
 
 use std::process::ExitCode;
 
@@ -17,11 +18,14 @@ struct Arguments {
 enum Verb {
     /// Write the files that are made from the code: the JSON schema of a line.
     Codegen(codegen::Arguments),
+    /// Run everything that says whether the tree is good.
+    Test(test::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
         Verb::Codegen(arguments) => codegen::run(&arguments),
+        Verb::Test(arguments) => test::run(&arguments),
     };
     match outcome {
         Ok(code) => code,

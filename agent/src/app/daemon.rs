@@ -81,8 +81,12 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
 
     match ensure_accounting(config.flow_logs_set_conntrack_accounting) {
         Accounting::AlreadyOn => {}
-        Accounting::SwitchedOn => info!(sysctl = "net.netfilter.nf_conntrack_acct", "conntrack accounting switched on"),
-        Accounting::Off { why } => warn!(%why, "conntrack accounting is off: no bytes or packets are counted"),
+        Accounting::SwitchedOn => {
+            info!(sysctl = "net.netfilter.nf_conntrack_acct", "conntrack accounting switched on")
+        }
+        Accounting::Off { why } => {
+            warn!(%why, "conntrack accounting is off: no bytes or packets are counted")
+        }
     }
     let mut sources = NodeSources::open(config)?;
     info!(
@@ -190,7 +194,9 @@ impl Output {
         } else if options.config.flow_logs_file_enabled {
             Target::File(Box::new(FileSink::open(&file, now)?))
         } else {
-            warn!("flowLogsFileEnabled is false: no lines are written; set it to true, or use --output stdout");
+            warn!(
+                "flowLogsFileEnabled is false: no lines are written; set it to true, or use --output stdout"
+            );
             Target::Nowhere
         };
         Ok(Self { target, dir, metrics })
@@ -293,7 +299,9 @@ impl Writer {
             let stats = file.close(now);
             output.metrics.set_sink(&stats);
             match checkpoint::write(&output.dir, entries.iter().copied(), now) {
-                Ok(connections) => info!(connections, lines = stats.written_records, "stopped; checkpoint written"),
+                Ok(connections) => {
+                    info!(connections, lines = stats.written_records, "stopped; checkpoint written")
+                }
                 Err(error) => warn!(%error, "no checkpoint: the next start adopts connections as they are"),
             }
         }

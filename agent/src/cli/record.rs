@@ -57,14 +57,16 @@ pub fn run(global: &Global, resolved: &Resolved, args: &RecordArgs) -> anyhow::R
         ))
     };
     let stop = stop::on_signals()?;
-    let lines = app::record(&resolved.config, &global.cluster, args.duration, &mut output, &stop).map_err(|error| {
-        let exit = match &error {
-            RecordError::Cluster(error) => super::exit::of_manifests(error),
-            RecordError::Sources(_) => Exit::Unavailable,
-            RecordError::Output(_) => Exit::OutputFailed,
-        };
-        Failure::new(exit, error)
-    })?;
+    let lines = app::record(&resolved.config, &global.cluster, args.duration, &mut output, &stop).map_err(
+        |error| {
+            let exit = match &error {
+                RecordError::Cluster(error) => super::exit::of_manifests(error),
+                RecordError::Sources(_) => Exit::Unavailable,
+                RecordError::Output(_) => Exit::OutputFailed,
+            };
+            Failure::new(exit, error)
+        },
+    )?;
     info!(lines, "recorded");
     Ok(Exit::Ok.code())
 }

@@ -89,7 +89,10 @@ pub fn run(global: &Global, resolved: &Resolved, args: &mut ReplayArgs) -> anyho
         Failure::new(exit, error)
     })?;
     if summary.times_went_back > 0 {
-        warn!(lines = summary.times_went_back, "lines whose time was before the last one's were taken at its time");
+        warn!(
+            lines = summary.times_went_back,
+            "lines whose time was before the last one's were taken at its time"
+        );
     }
     info!(lines = summary.lines, windows = summary.windows, records = summary.records, "replayed");
     Ok(Exit::Ok.code())
@@ -101,7 +104,10 @@ fn open(recording: &Path) -> anyhow::Result<Box<dyn BufRead>> {
     }
     let file = File::open(recording)
         .with_context(|| {
-            format!("{}: the recording cannot be opened: give the path of a recording, or - for stdin", recording.display())
+            format!(
+                "{}: the recording cannot be opened: give the path of a recording, or - for stdin",
+                recording.display()
+            )
         })
         .or_exit(Exit::NotFound)?;
     Ok(Box::new(BufReader::with_capacity(1 << 16, file)))

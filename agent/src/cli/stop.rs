@@ -17,7 +17,9 @@ pub fn on_signals() -> anyhow::Result<Arc<AtomicBool>> {
         .context("cannot start the runtime that waits for signals")?;
     // Registered before the thread runs: a signal that comes early is not lost.
     let (mut term, mut interrupt) = runtime
-        .block_on(async { Ok::<_, std::io::Error>((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)) })
+        .block_on(async {
+            Ok::<_, std::io::Error>((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+        })
         .context("cannot wait for SIGTERM and SIGINT")?;
     std::thread::Builder::new()
         .name("signals".into())

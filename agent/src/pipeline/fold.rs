@@ -68,6 +68,16 @@ impl Fold<'_> {
         name(self.cluster, self.window.settings(), self.plain, self.host_addresses, flow)
     }
 
+    /// Both evaluations lead to the same record.
+    fn same_record(&self, a: &Evaluation, b: &Evaluation) -> bool {
+        let same_trace = if self.window.settings().include_policies {
+            a.enforced == b.enforced
+        } else {
+            a.denies() == b.denies()
+        };
+        same_trace && a.all.has_deny() == b.all.has_deny()
+    }
+
     /// What a dataplane reported takes the place of evaluation. `true` per side whose verdict has moved.
     fn moved(
         &self,
@@ -85,9 +95,7 @@ impl Fold<'_> {
             let Some(now) = verdict.and_then(|verdict| verdict.evaluation.as_ref()) else { continue };
             match &evaluations[side] {
                 Some(before) if Arc::ptr_eq(before, now) => {}
-                Some(before)
-                    if before.enforced == now.enforced && before.all.has_deny() == now.all.has_deny() =>
-                {
+                Some(before) if self.same_record(before, now) => {
                     evaluations[side] = Some(now.clone());
                 }
                 None if !reported[side] => evaluations[side] = Some(now.clone()),

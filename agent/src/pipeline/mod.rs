@@ -196,7 +196,10 @@ impl Pipeline {
 
     /// Nothing lives or waits that could make a line.
     pub fn is_idle(&self) -> bool {
-        self.connections.is_empty() && self.ended.is_empty() && self.denied.is_empty() && self.window.is_empty()
+        self.connections.is_empty()
+            && self.ended.is_empty()
+            && self.denied.is_empty()
+            && self.window.is_empty()
     }
 
     pub fn live_connections(&self) -> usize {

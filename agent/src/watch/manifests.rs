@@ -200,23 +200,23 @@ struct Loading {
 impl Loading {
     fn all(&mut self, paths: &[PathBuf]) -> Result<(), ManifestError> {
         for path in paths {
-        let mut files = Vec::new();
-        let meta = fs::metadata(path).map_err(|source| cannot_read(path, source))?;
-        if meta.is_dir() {
-            match list(path, &mut files, &mut HashSet::new(), 0) {
-                Ok(()) => {}
-                Err(error) => self.refuse(error)?,
+            let mut files = Vec::new();
+            let meta = fs::metadata(path).map_err(|source| cannot_read(path, source))?;
+            if meta.is_dir() {
+                match list(path, &mut files, &mut HashSet::new(), 0) {
+                    Ok(()) => {}
+                    Err(error) => self.refuse(error)?,
+                }
+            } else {
+                files.push(path.clone());
             }
-        } else {
-            files.push(path.clone());
-        }
-        for file in files {
-            match read(&file) {
-                Ok(text) => self.file(&file, &text)?,
-                Err(error) => self.refuse(error)?,
+            for file in files {
+                match read(&file) {
+                    Ok(text) => self.file(&file, &text)?,
+                    Err(error) => self.refuse(error)?,
+                }
             }
         }
-    }
         Ok(())
     }
 
