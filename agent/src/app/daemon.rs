@@ -295,7 +295,8 @@ impl Writer {
     fn finish(self, entries: &[CheckpointEntry], now: Timestamp) -> Result<(), RunError> {
         drop(self.windows);
         let output = self.thread.join().map_err(|_| RunError::Writer)?;
-        if let Target::File(file) = output.target {
+        // The sink's lock is held to the end of this block: no other writer starts before the checkpoint is there.
+        if let Target::File(mut file) = output.target {
             let stats = file.close(now);
             output.metrics.set_sink(&stats);
             match checkpoint::write(&output.dir, entries.iter().copied(), now) {

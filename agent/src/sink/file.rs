@@ -207,8 +207,10 @@ impl FileSink {
         stats
     }
 
-    /// Tries once more to write what waits, whatever the backoff says; what is left is dropped and counted.
-    pub fn close(mut self, now: Timestamp) -> SinkStats {
+    /// Tries once more to write what waits, whatever the backoff says; what is left is dropped and counted. The lock
+    /// is held until the sink is dropped: the checkpoint belongs written before that, or a writer that starts in
+    /// between would begin without it.
+    pub fn close(&mut self, now: Timestamp) -> SinkStats {
         if !self.waiting.is_empty() {
             self.write_waiting(now);
         }

@@ -194,6 +194,8 @@ fn a_lock_that_another_writer_took_meanwhile_is_a_fault_not_two_writers() {
     assert_eq!(lines(dir.path()), [(0, 0)]);
     assert!(sink.stats().failing);
     thief.close(at(2));
+    assert!(FileSink::open(&options(dir.path()), at(2)).is_err(), "locked until it is dropped");
+    drop(thief);
     sink.retry(at(3));
     assert_eq!(lines(dir.path()), [(0, 0), (1, 0)]);
 }
