@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::cluster::Cluster;
 use crate::config::Config;
@@ -61,6 +61,8 @@ pub enum RunError {
     Sink(#[from] SinkError),
     #[error("cannot start a thread: {0}: the process limit of this container or user may be too low")]
     Thread(io::Error),
+    #[error("lines cannot be written to stdout: {0}: check where it is piped to")]
+    Stdout(io::Error),
     #[error("the writer of lines has stopped unexpectedly")]
     Writer,
 }
@@ -183,6 +185,8 @@ struct Output {
     target: Target,
     dir: PathBuf,
     metrics: Arc<Metrics>,
+    /// Why stdout takes no more lines.
+    failure: Option<io::Error>,
 }
 
 impl Output {
@@ -199,7 +203,7 @@ impl Output {
             );
             Target::Nowhere
         };
-        Ok(Self { target, dir, metrics })
+        Ok(Self { target, dir, metrics, failure: None })
     }
 
     fn take_checkpoint(&mut self) -> Option<Checkpoint> {
@@ -245,7 +249,10 @@ impl Output {
                         Target::Stdout(stdout) => match stdout.write_lines(&lines) {
                             Ok(Reader::Present) => {}
                             Ok(Reader::Gone) => return self,
-                            Err(error) => error!(%error, "lines cannot be written to stdout"),
+                            Err(error) => {
+                                self.failure = Some(error);
+                                return self;
+                            }
                         },
                     }
                 }
@@ -294,7 +301,10 @@ impl Writer {
 
     fn finish(self, entries: &[CheckpointEntry], now: Timestamp) -> Result<(), RunError> {
         drop(self.windows);
-        let output = self.thread.join().map_err(|_| RunError::Writer)?;
+        let mut output = self.thread.join().map_err(|_| RunError::Writer)?;
+        if let Some(error) = output.failure.take() {
+            return Err(RunError::Stdout(error));
+        }
         // The sink's lock is held to the end of this block: no other writer starts before the checkpoint is there.
         if let Target::File(mut file) = output.target {
             let stats = file.close(now);

@@ -51,6 +51,7 @@ pub fn run(global: &Global, resolved: &Resolved, args: &RunArgs) -> anyhow::Resu
         Ok(()) => Ok(Exit::Ok.code()),
         Err(RunError::Cluster(error)) => Err(Failure::new(super::exit::of_manifests(&error), error).into()),
         Err(error @ RunError::Sources(_)) => Err(Failure::new(Exit::Unavailable, error).into()),
+        Err(error @ RunError::Stdout(_)) => Err(Failure::new(Exit::OutputFailed, error).into()),
         Err(error) => Err(error.into()),
     }
 }
