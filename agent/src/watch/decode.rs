@@ -61,6 +61,13 @@ pub struct DecodeError {
 /// A field that is missing, of the wrong type or not valid.
 pub fn decode(value: Value) -> Result<Decoded, DecodeError> {
     let object = describe(&value);
+    if !value.is_object() {
+        // serde would read a sequence as the fields in order.
+        return Err(DecodeError {
+            object,
+            ..invalid(".", "is not a map of fields: not a Kubernetes object")
+        });
+    }
     let types: objects::TypeMeta = fields(&object, &value)?;
     let Some(kind) = kind_of(&types) else { return Ok(Decoded::Unused { kind: types.kind.to_string() }) };
     let decoded = match kind {
@@ -84,6 +91,12 @@ pub fn decode(value: Value) -> Result<Decoded, DecodeError> {
 /// A field that is missing, unknown, of the wrong type or not valid.
 pub fn decode_ref(value: Value) -> Result<DecodedRef, DecodeError> {
     let object = describe(&value);
+    if !value.is_object() {
+        return Err(DecodeError {
+            object,
+            ..invalid(".", "is not a map of fields: not a reference to an object")
+        });
+    }
     let reference: objects::Reference = fields(&object, value)?;
     let types = objects::TypeMeta { api_version: reference.api_version, kind: reference.kind };
     let Some(kind) = kind_of(&types) else { return Ok(DecodedRef::Unused { kind: types.kind.to_string() }) };
@@ -386,3 +399,7 @@ fn host_endpoint(mut o: objects::HostEndpoint) -> Result<Object, DecodeError> {
         created: o.metadata.created.map(|time| time.0),
     }))
 }
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

@@ -23,6 +23,11 @@ const FILE_LIMIT: u64 = 1 << 30;
 const DEPTH_LIMIT: usize = 100;
 /// YAML events and nodes of one document: a list of 100,000 pods with all their fields fits.
 const NODE_LIMIT: usize = 50_000_000;
+/// YAML events that all aliases of a document may stand for: people write a few, bombs millions.
+const ALIAS_LIMIT: usize = 50_000;
+/// Stack of the thread that parses (bytes): the YAML parser recurses, and at [`DEPTH_LIMIT`] an unoptimized build
+/// needs more than the 2 MiB that a thread has by default.
+const STACK: usize = 32 << 20;
 /// Depth of folders in folders.
 const FOLDER_LIMIT: usize = 64;
 /// Messages about skipped documents that are kept; beyond it they are only counted.
@@ -65,9 +70,11 @@ pub enum ManifestError {
 /// # Errors
 /// See [`ManifestError`].
 pub fn load(paths: &[PathBuf], strict: bool) -> Result<Manifests, ManifestError> {
-    let mut loading = Loading { strict, ..Loading::default() };
-    loading.all(paths)?;
-    Ok(loading.manifests)
+    on_deep_stack(first(paths), || {
+        let mut loading = Loading { strict, ..Loading::default() };
+        loading.all(paths)?;
+        Ok(loading.manifests)
+    })
 }
 
 /// All objects of these files and folders as they are written, for a recording. The first thing that is wrong is the
@@ -76,9 +83,11 @@ pub fn load(paths: &[PathBuf], strict: bool) -> Result<Manifests, ManifestError>
 /// # Errors
 /// See [`ManifestError`].
 pub fn load_as_written(paths: &[PathBuf]) -> Result<Vec<Value>, ManifestError> {
-    let mut loading = Loading { strict: true, as_read: Some(Vec::new()), ..Loading::default() };
-    loading.all(paths)?;
-    Ok(loading.as_read.unwrap_or_default())
+    on_deep_stack(first(paths), || {
+        let mut loading = Loading { strict: true, as_read: Some(Vec::new()), ..Loading::default() };
+        loading.all(paths)?;
+        Ok(loading.as_read.unwrap_or_default())
+    })
 }
 
 /// All objects of one text that did not come from a file; `name` stands for the file in errors.
@@ -86,9 +95,30 @@ pub fn load_as_written(paths: &[PathBuf]) -> Result<Vec<Value>, ManifestError> {
 /// # Errors
 /// [`ManifestError::Malformed`].
 pub fn parse(name: &Path, text: &str, strict: bool) -> Result<Manifests, ManifestError> {
-    let mut loading = Loading { strict, ..Loading::default() };
-    loading.file(name, text)?;
-    Ok(loading.manifests)
+    on_deep_stack(name, || {
+        let mut loading = Loading { strict, ..Loading::default() };
+        loading.file(name, text)?;
+        Ok(loading.manifests)
+    })
+}
+
+fn on_deep_stack<T: Send>(
+    path: &Path,
+    read: impl FnOnce() -> Result<T, ManifestError> + Send,
+) -> Result<T, ManifestError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("manifests".to_owned()).stack_size(STACK);
+        match thread.spawn_scoped(scope, read).map_err(|source| cannot_read(path, source))?.join() {
+            Ok(result) => result,
+            // Not ours to swallow: our own bug goes the way of every panic.
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// What an error about the thread itself names.
+fn first(paths: &[PathBuf]) -> &Path {
+    paths.first().map_or(Path::new("-"), PathBuf::as_path)
 }
 
 fn cannot_read(path: &Path, source: io::Error) -> ManifestError {
@@ -365,7 +395,11 @@ fn yaml_options() -> serde_saphyr::Options {
         strict_booleans: true,
         leading_zero_numbers_as_strings: true,
         underscored_numbers_as_strings: true,
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: ALIAS_LIMIT,
+        },
         budget: serde_saphyr::budget! {
+            max_recorded_anchor_events: ALIAS_LIMIT,
             max_reader_input_bytes: None,
             max_depth: DEPTH_LIMIT,
             max_nodes: NODE_LIMIT,
@@ -374,3 +408,7 @@ fn yaml_options() -> serde_saphyr::Options {
         },
     }
 }
+
+#[cfg(test)]
+#[path = "manifests_tests.rs"]
+mod tests;
