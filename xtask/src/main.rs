@@ -2,6 +2,7 @@
 
 mod codegen;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -20,12 +21,15 @@ enum Verb {
     Codegen(codegen::Arguments),
     /// Run everything that says whether the tree is good.
     Test(test::Arguments),
+    /// Run the kernel cases on several real kernels, each in its own qemu guest.
+    Vm(vm::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
         Verb::Codegen(arguments) => codegen::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
+        Verb::Vm(arguments) => vm::run(&arguments),
     };
     match outcome {
         Ok(code) => code,
