@@ -3,6 +3,7 @@
 mod codegen;
 mod test;
 mod vm;
+mod ebpf;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,8 @@ enum Verb {
     Test(test::Arguments),
     /// Run the kernel cases on several real kernels, each in its own qemu guest.
     Vm(vm::Arguments),
+    /// Build the eBPF objects, or check that the tracked ones are what the source gives.
+    Ebpf(ebpf::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
         Verb::Codegen(arguments) => codegen::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Vm(arguments) => vm::run(&arguments),
+        Verb::Ebpf(arguments) => ebpf::run(&arguments),
     };
     match outcome {
         Ok(code) => code,

@@ -125,6 +125,9 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         sources.sweep(&mut |observed| step(&mut pipeline, observed));
         let now = clock.now();
         let logs = pipeline.step(Input::Flush, now, &snapshot);
+        for (reason, packets) in sources.take_other_drops() {
+            metrics.other_drop_packets.add(&reason, packets);
+        }
         metrics.set_pipeline(pipeline.stats(), pipeline.live_connections() as u64);
         if let Some(logs) = logs {
             debug!(records = logs.records.len(), lost_events = logs.lost_events, "window closed");

@@ -1,11 +1,12 @@
 //! The sources of one node: connections from the first source that the node permits, drops beside it.
 //!
 //! In: what the configuration asks for. Out: observations, in the order in which they must be stepped; losses as
-//! `lost` observations under their stage. Always: an error of a running source is logged when it begins and when it
-//! is over, and counted; it never ends the agent.
+//! `lost` observations under their stage. `auto` tries `ebpf`, then `netlink`: it attaches or it does not, versions
+//! are not parsed. Always: an error of a running source is logged when it begins and when it is over, and counted;
+//! it never ends the agent.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 use tracing::{info, warn};
@@ -14,73 +15,159 @@ use crate::config::{Config, SourceKind};
 use crate::model::{Observation, Timestamp};
 
 use super::Observed;
-use super::netlink::{self, NetlinkOptions, NetlinkSource, SourceError};
+use super::ebpf::{self, DropSource, EbpfOptions, EbpfSource};
+use super::netlink::{self, NetlinkOptions, NetlinkSource};
+
+/// How often a module that was not loaded is looked for again.
+const RETRY_ATTACH: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Error)]
 pub enum SourcesError {
+    #[error("the source ebpf does not work here: {0}")]
+    Ebpf(#[from] ebpf::OpenError),
     #[error("the source netlink does not work here: {0}")]
     Netlink(#[from] netlink::OpenError),
+    #[error(
+        "no source works here; `flowlogd check` tells what is missing\n  ebpf: {ebpf}\n  netlink: {netlink}"
+    )]
+    None { ebpf: ebpf::OpenError, netlink: netlink::OpenError },
 }
 
 enum Connections {
+    Ebpf(Box<EbpfSource>),
     Netlink(Box<NetlinkSource>),
 }
 
 pub struct NodeSources {
     connections: Connections,
+    drops: Result<Box<DropSource>, String>,
     batch: Vec<Observed>,
+    other_drops: Vec<(String, u64)>,
     failing: bool,
+    next_attach: Instant,
 }
 
 impl NodeSources {
+    /// # Errors
+    /// The source that was asked for, or both, cannot work on this node; the message says why and what to do.
     pub fn open(config: &Config) -> Result<Self, SourcesError> {
-        let _ = config.flow_logs_source == SourceKind::Auto;
-        let netlink = NetlinkSource::open(&NetlinkOptions::default())?;
-        Ok(Self { connections: Connections::Netlink(Box::new(netlink)), batch: Vec::new(), failing: false })
+        let open_ebpf = || EbpfSource::open(&EbpfOptions::default()).map(|s| Connections::Ebpf(Box::new(s)));
+        let open_netlink =
+            || NetlinkSource::open(&NetlinkOptions::default()).map(|s| Connections::Netlink(Box::new(s)));
+        let connections = match config.flow_logs_source {
+            SourceKind::Ebpf => open_ebpf()?,
+            SourceKind::Netlink => open_netlink()?,
+            SourceKind::Auto => match open_ebpf() {
+                Ok(source) => source,
+                Err(ebpf) => {
+                    info!(why = %ebpf, "the source ebpf does not work here; netlink is tried");
+                    open_netlink().map_err(|netlink| SourcesError::None { ebpf, netlink })?
+                }
+            },
+        };
+        let drops = DropSource::open().map(Box::new).map_err(|error| error.to_string());
+        if let Err(why) = &drops {
+            warn!(%why, "drops cannot be observed: there will be no deny lines");
+        }
+        let next_attach = Instant::now();
+        Ok(Self { connections, drops, batch: Vec::new(), other_drops: Vec::new(), failing: false, next_attach })
     }
 
     /// The chosen source of connections.
     pub fn name(&self) -> &'static str {
         match self.connections {
+            Connections::Ebpf(_) => "ebpf",
             Connections::Netlink(_) => "netlink",
         }
     }
 
     pub fn drops_state(&self) -> &'static str {
-        "off"
+        if self.drops.is_ok() { "on" } else { "off" }
     }
 
     /// Takes over the connections that exist. Once, before anything else.
     pub fn adopt(&mut self, step: &mut dyn FnMut(Observed)) {
-        let Connections::Netlink(netlink) = &mut self.connections;
-        let outcome = netlink.adopt(&mut self.batch);
+        let outcome = match &mut self.connections {
+            Connections::Ebpf(source) => source.adopt(&mut self.batch).map_err(|e| e.to_string()),
+            Connections::Netlink(source) => source.adopt(&mut self.batch).map_err(|e| e.to_string()),
+        };
         self.hand_over(outcome, step);
     }
 
     /// Waits at most `timeout`, and hands over what there is.
     pub fn poll(&mut self, timeout: Duration, step: &mut dyn FnMut(Observed)) {
-        let Connections::Netlink(netlink) = &mut self.connections;
-        let outcome = netlink.poll(timeout, &mut self.batch);
+        self.attach_late(step);
+        let outcome = match &mut self.connections {
+            Connections::Ebpf(source) => source.poll(timeout, &mut self.batch).map_err(|e| e.to_string()),
+            Connections::Netlink(source) => source.poll(timeout, &mut self.batch).map_err(|e| e.to_string()),
+        };
         let failed = outcome.is_err();
         self.hand_over(outcome, step);
         if failed {
-            // The socket does not wait while it fails.
+            // A source that fails does not wait.
             std::thread::sleep(timeout);
         }
     }
 
+    /// nf_conntrack may be loaded after the agent started.
+    fn attach_late(&mut self, step: &mut dyn FnMut(Observed)) {
+        let Connections::Ebpf(source) = &mut self.connections else { return };
+        if source.is_attached() || Instant::now() < self.next_attach {
+            return;
+        }
+        self.next_attach = Instant::now() + RETRY_ATTACH;
+        match source.retry_attach() {
+            Ok(true) => {
+                info!("connection tracking is there now: its functions are probed");
+                self.adopt(step);
+            }
+            Ok(false) => {}
+            Err(error) => warn!(%error, "connection tracking is there now, but cannot be probed"),
+        }
+    }
+
+    /// Packets dropped for other reasons than a filter since the last call, by the kernel's name of the reason.
+    pub fn take_other_drops(&mut self) -> Vec<(String, u64)> {
+        std::mem::take(&mut self.other_drops)
+    }
+
     /// The counters of everything that lives, the drops, and what was lost since the last sweep.
     pub fn sweep(&mut self, step: &mut dyn FnMut(Observed)) {
-        let Connections::Netlink(netlink) = &mut self.connections;
-        let outcome = netlink.sweep(&mut self.batch);
-        let losses = netlink.losses();
-        self.hand_over(outcome, step);
+        loop {
+            // By shards, so that a million connections need no room at once.
+            let (outcome, more) = match &mut self.connections {
+                Connections::Ebpf(source) => match source.sweep_shard(&mut self.batch) {
+                    Ok(more) => (Ok(()), more),
+                    Err(error) => (Err(error.to_string()), false),
+                },
+                Connections::Netlink(source) => {
+                    (source.sweep(&mut self.batch).map_err(|e| e.to_string()), false)
+                }
+            };
+            self.hand_over(outcome, step);
+            if !more {
+                break;
+            }
+        }
+        let mut losses = match &mut self.connections {
+            Connections::Ebpf(source) => source.losses(),
+            Connections::Netlink(source) => source.losses(),
+        };
+        if let Ok(drops) = &mut self.drops {
+            let outcome = drops.collect(&mut self.batch).map_err(|error| error.to_string());
+            match drops.other_reasons() {
+                Ok(reasons) => self.other_drops.extend(reasons),
+                Err(error) => warn!(%error, "drops of other reasons cannot be read"),
+            }
+            losses.extend(drops.losses());
+            self.hand_over(outcome, step);
+        }
         for (stage, events) in losses {
             step(Observed { at: now(), observation: Observation::Lost { stage: Arc::from(stage), events } });
         }
     }
 
-    fn hand_over(&mut self, outcome: Result<(), SourceError>, step: &mut dyn FnMut(Observed)) {
+    fn hand_over(&mut self, outcome: Result<(), String>, step: &mut dyn FnMut(Observed)) {
         for observed in self.batch.drain(..) {
             step(observed);
         }
@@ -89,11 +176,11 @@ impl NodeSources {
         match outcome {
             Err(error) if !self.failing => {
                 self.failing = true;
-                warn!(%error, "connections cannot be read");
+                warn!(%error, "the kernel cannot be read");
             }
             Ok(()) if self.failing => {
                 self.failing = false;
-                info!("connections can be read again");
+                info!("the kernel can be read again");
             }
             _ => {}
         }

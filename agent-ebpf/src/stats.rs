@@ -1,0 +1,51 @@
+//! Every count of the programs that is not a flow: what was left out, what did not fit, what was lost.
+//!
+//! In: increments by the programs, per CPU. Out: [`Stat`], the index of each. What always holds: whatever a program
+//! decides not to report has a slot here. Not here: which of them mean a loss (the agent's `losses`).
+
+/// Slot of `STATS`, a per-CPU array of 64-bit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Stat {
+    /// Connections seen at confirmation, ours.
+    Confirmed = 0,
+    /// Connections of other network namespaces, at confirmation.
+    OtherNetns,
+    /// Entries that found no room in CONNECTIONS: their sweeps are missing, not their ends.
+    Overflow,
+    /// Ends reported.
+    Ends,
+    /// Ends that found the ring full and wait in TOMBSTONES.
+    Tombstones,
+    /// Ends that found neither ring nor TOMBSTONES free: lost.
+    EndsLost,
+    /// Packets and bytes (both directions) of ends that were lost.
+    EndsLostPackets,
+    EndsLostBytes,
+    /// Live connections that a sweep could not report because its ring was full.
+    SweepRingFull,
+    /// Entries whose memory had been reused: their end was missed.
+    Stale,
+    /// Entries whose memory had been freed: their end was missed.
+    MissedFree,
+    /// A connection, a packet or a header that could not be read.
+    ReadFailed,
+    /// An entry that could not be removed when its connection ended; a sweep will find it.
+    RemoveFailed,
+    /// Connections adopted.
+    Adopted,
+    /// Packets and bytes dropped by a filter that found DROPS full.
+    DropsFullPackets,
+    DropsFullBytes,
+    /// Drops outside the agent's network namespace, and drops whose namespace cannot be told.
+    DropsOtherNetns,
+    DropsUnknownNetns,
+    /// Packets dropped by a filter that are neither IPv4 nor IPv6, or too short to tell.
+    DropsNotIp,
+    /// Packets dropped by a filter whose transport header was out of reach: counted without ports.
+    DropsNoPorts,
+}
+
+/// Slots of `STATS`.
+pub const STATS_SLOTS: usize = 32;
+const _: () = assert!((Stat::DropsNoPorts as usize) < STATS_SLOTS);

@@ -1,0 +1,436 @@
+//! Connections: the kprobes on their start and end, and the sweep.
+//!
+//! In: the kernel's conntrack entries. Out: New, Adopt, Update and End of each connection of this namespace, in order. What
+//! always holds: a batch is sorted by time and later batches never tell of a connection that an earlier one ended (the
+//! sweep's ring is read before the ring of ends, and an end leaves the map before its record is made); what the kernel side
+//! could not tell is counted. Not here: decoding (`records.rs`), what runs in the kernel (`agent-ebpf`).
+
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError};
+use flowlogd_ebpf::{Connection, ConnectionRecord, MODE_ADOPT, MODE_OFF, MODE_OUTSIDE, SHARD_CAPACITY, Stat};
+
+use super::Observed;
+use super::counts::{self, Counts};
+use super::dump::dump;
+use super::kernel::{Kernel, has_symbol};
+use super::load::{self, OpenError, Sizes, SourceError};
+use super::records::{Clock, Translator, Untold, order};
+use super::ring::Ring;
+
+type Shard = HashMap<MapData, u64, Connection>;
+
+/// Kernel memory of one connection: map element, key, value, hash bucket.
+const ENTRY_BYTES: u64 = 48 + 8 + size_of::<Connection>() as u64 + 16;
+/// A whole shard, with the headers of a ring, fits twice.
+const SWEPT_BYTES: u32 = 2 << 20;
+const TOMBSTONES: u32 = 8192;
+/// Connections that one run without callbacks can name.
+const ENTRIES_A_RUN: usize = 12;
+/// How full a shard is when all connections are there: addresses do not spread evenly.
+const FILL: u64 = 90;
+
+/// Program, function, and whether the source needs it.
+const KPROBES: [(&str, &str, bool); 4] = [
+    // The end first: whatever is seen to start is then seen to end.
+    ("conntrack_free", "nf_conntrack_free", true),
+    ("conntrack_confirm", "__nf_conntrack_confirm", true),
+    ("conntrack_insert", "nf_conntrack_hash_check_insert", false),
+    ("conntrack_dump", "ctnetlink_fill_info", false),
+];
+
+#[derive(Clone, Debug)]
+pub struct EbpfOptions {
+    /// Connections to follow; default: `net.netfilter.nf_conntrack_max`.
+    pub max_connections: Option<u64>,
+    /// Kernel memory for them, bytes; binds before `max_connections`.
+    pub map_memory_bytes: u64,
+    /// Ring of final records, bytes; rounded up to a power of two. 144 bytes a record.
+    pub ring_bytes: u32,
+}
+
+impl Default for EbpfOptions {
+    fn default() -> Self {
+        Self { max_connections: None, map_memory_bytes: 64 << 20, ring_bytes: 4 << 20 }
+    }
+}
+
+/// How the live connections are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SweepBy {
+    /// The kernel walks the map (5.13 and later).
+    Callback,
+    /// User space names the entries, twelve a call.
+    Entries,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    Yes,
+    /// nf_conntrack is not loaded: nothing can be tracked, and nothing is attached yet. `retry_attach` at intervals.
+    WaitingForConntrack,
+}
+
+/// For the log, `/metrics` and `check`.
+#[derive(Clone, Debug)]
+pub struct EbpfStatus {
+    pub attached: Attached,
+    /// Kernel functions with a probe.
+    pub probes: Vec<&'static str>,
+    /// False: connections that exist at start cannot be adopted; their ends are counted as `not_adopted`.
+    pub can_adopt: bool,
+    pub sweep: SweepBy,
+    /// Connections that the map can hold.
+    pub capacity: u64,
+    pub shards: u32,
+    /// Live connections told that have no entry in the map.
+    pub outside: u64,
+    /// Totals since start, by name.
+    pub counts: Vec<(&'static str, u64)>,
+    /// Probe hits that the kernel skipped; `None`: this kernel does not tell.
+    pub missed: Option<u64>,
+}
+
+pub struct EbpfSource {
+    bpf: Ebpf,
+    ends: Ring,
+    swept: Ring,
+    /// Kept open only where user space has to name the entries.
+    named: Vec<Shard>,
+    tombstones: HashMap<MapData, u64, ConnectionRecord>,
+    counts: Counts,
+    translator: Translator,
+    shards: u32,
+    next_shard: u32,
+    sweep: SweepBy,
+    probes: Vec<&'static str>,
+    /// Totals at the last look, to see what moved.
+    seen_tombstones: u64,
+    seen_overflow: u64,
+    missed_told: u64,
+    untold_told: Untold,
+    malformed_told: u64,
+}
+
+impl EbpfSource {
+    /// Loads everything, attaches what can be attached. Connection tracking that is not loaded yet is no error
+    /// ([`Attached::WaitingForConntrack`]).
+    pub fn open(options: &EbpfOptions) -> Result<Self, OpenError> {
+        let mut kernel = Kernel::resolve()?;
+        if !kernel.has_conntrack {
+            return Err(OpenError::NoConntrack);
+        }
+        let shards = shards(options);
+        kernel.settings.shards = u64::from(shards);
+        kernel.settings.wake_bytes = u64::from(options.ring_bytes / 8);
+        let sizes = Sizes {
+            shards,
+            ends_bytes: options.ring_bytes,
+            swept_bytes: SWEPT_BYTES,
+            tombstones: TOMBSTONES,
+        };
+        let mut bpf = load::load(&kernel.settings, &sizes)?;
+        load::identify(&mut bpf)?;
+        let sweep = match load::load_raw_tracepoint(&mut bpf, "sweep") {
+            Ok(()) => SweepBy::Callback,
+            Err(refused) => {
+                tracing::info!(
+                    "the kernel cannot walk the map by itself, entries are read one by one: {refused}"
+                );
+                load::load_raw_tracepoint(&mut bpf, "sweep_entries")?;
+                SweepBy::Entries
+            }
+        };
+        let maps = |error: MapError| OpenError::Maps(load::chain(&error));
+        let missing = || OpenError::Maps("the object lacks a map".into());
+        let mut connections: ArrayOfMaps<MapData, Shard> =
+            ArrayOfMaps::try_from(bpf.take_map("CONNECTIONS").ok_or_else(missing)?).map_err(maps)?;
+        let mut named = Vec::new();
+        for i in 0..shards {
+            let shard = Shard::create(SHARD_CAPACITY as u32, 0).map_err(maps)?;
+            connections.set(i, &shard, 0).map_err(maps)?;
+            if sweep == SweepBy::Entries {
+                named.push(shard);
+            }
+        }
+        let tombstones = HashMap::try_from(bpf.take_map("TOMBSTONES").ok_or_else(missing)?).map_err(maps)?;
+        let mut source = Self {
+            ends: Ring::take(&mut bpf, "ENDS").map_err(maps)?,
+            swept: Ring::take(&mut bpf, "SWEPT").map_err(maps)?,
+            counts: Counts::take(&mut bpf).map_err(maps)?,
+            named,
+            tombstones,
+            translator: Translator::default(),
+            shards,
+            next_shard: 0,
+            sweep,
+            probes: Vec::new(),
+            seen_tombstones: 0,
+            seen_overflow: 0,
+            missed_told: 0,
+            untold_told: Untold::default(),
+            malformed_told: 0,
+            bpf,
+        };
+        for (program, _, needed) in KPROBES {
+            match load::load_kprobe(&mut source.bpf, program) {
+                Ok(()) => {}
+                Err(error) if needed => return Err(error),
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        source.attach()?;
+        Ok(source)
+    }
+
+    /// Attaches what is not attached yet; true when everything that is needed is.
+    fn attach(&mut self) -> Result<bool, OpenError> {
+        if !std::path::Path::new("/sys/bus/event_source/devices/kprobe").exists()
+            && !std::path::Path::new("/sys/kernel/tracing/kprobe_events").exists()
+        {
+            return Err(OpenError::NoKprobes(
+                "neither the kprobe event source nor tracefs offers them".into(),
+            ));
+        }
+        let mut complete = true;
+        for (program, function, needed) in KPROBES {
+            if self.probes.contains(&function) {
+                continue;
+            }
+            let probe = load::kprobe(&mut self.bpf, program)?;
+            if probe.fd().is_err() {
+                continue; // an optional one that the kernel refused
+            }
+            match probe.attach(function, 0) {
+                Ok(_) => self.probes.push(function),
+                Err(error) => {
+                    if needed && has_symbol(function) {
+                        return Err(OpenError::NoKprobes(format!("{function}: {}", load::chain(&error))));
+                    }
+                    tracing::debug!("no probe on {function} yet: {}", load::chain(&error));
+                    if needed {
+                        complete = false;
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(complete)
+    }
+
+    /// For a module that is loaded after the agent: call it now and then while the status says
+    /// [`Attached::WaitingForConntrack`]. True: attached now; [`Self::adopt`] is due.
+    pub fn retry_attach(&mut self) -> Result<bool, OpenError> {
+        self.attach()
+    }
+
+    /// Connection tracking is there, and its functions are probed.
+    pub fn is_attached(&self) -> bool {
+        KPROBES.iter().all(|(_, function, needed)| !needed || self.probes.contains(function))
+    }
+
+    fn can_adopt(&self) -> bool {
+        self.probes.contains(&"ctnetlink_fill_info")
+    }
+
+    /// Tells of every connection that exists as Adopt. Until it has been called, ends of connections that nobody saw
+    /// begin are not told.
+    pub fn adopt(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        if !self.is_attached() {
+            return Ok(());
+        }
+        // The first dump loads nf_conntrack_netlink, whose function cannot have a probe before.
+        if !self.can_adopt() {
+            dump(|| {}).map_err(SourceError::Dump)?;
+            if let Err(error) = self.attach() {
+                tracing::warn!("{error}");
+            }
+        }
+        if !self.can_adopt() {
+            tracing::warn!(
+                "connections that exist now cannot be adopted (no probe on ctnetlink_fill_info): they are not reported until they end, and then counted as not_adopted"
+            );
+            return Ok(());
+        }
+        self.dump_in_mode(MODE_ADOPT, out)?;
+        self.sweep(out)?;
+        self.translator.adopted = true;
+        Ok(())
+    }
+
+    fn dump_in_mode(&mut self, mode: u32, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        // The programs know this thread by its number; it may not be the one that opened the source.
+        if let Err(error) = load::identify(&mut self.bpf) {
+            tracing::warn!("{error}");
+        }
+        load::set_mode(&mut self.bpf, mode)?;
+        let clock = Clock::measure();
+        let start = out.len();
+        let (ends, translator) = (&mut self.ends, &mut self.translator);
+        let result = dump(|| {
+            ends.drain(|record| translator.translate(record, clock, out));
+        });
+        load::set_mode(&mut self.bpf, MODE_OFF)?;
+        self.drain_ends(clock, out);
+        order(out.get_mut(start..).unwrap_or_default());
+        result.map_err(SourceError::Dump)
+    }
+
+    fn drain_ends(&mut self, clock: Clock, out: &mut Vec<Observed>) -> usize {
+        let translator = &mut self.translator;
+        self.ends.drain(|record| translator.translate(record, clock, out))
+    }
+
+    /// Puts the ends behind `out`; waits up to `timeout` if there are none. The programs wake it early only when the ring
+    /// fills, so that a busy node costs no more wake-ups than an idle one.
+    pub fn poll(&mut self, timeout: Duration, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        let start = out.len();
+        let mut clock = Clock::measure();
+        if self.drain_ends(clock, out) == 0 && !timeout.is_zero() {
+            self.ends.wait(timeout)?;
+            clock = Clock::measure();
+            self.drain_ends(clock, out);
+        }
+        order(out.get_mut(start..).unwrap_or_default());
+        Ok(())
+    }
+
+    /// Tells of every live connection. With many of them, [`Self::sweep_shard`] keeps the batches small.
+    pub fn sweep(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        self.next_shard = 0;
+        while self.sweep_shard(out)? {}
+        Ok(())
+    }
+
+    /// Tells of the next slice of the live connections; true while the sweep has more. After the last slice come ends that
+    /// had found the ring full, and live connections that have no room in the map.
+    pub fn sweep_shard(&mut self, out: &mut Vec<Observed>) -> Result<bool, SourceError> {
+        let clock = Clock::measure();
+        let start = out.len();
+        if self.next_shard < self.shards {
+            match self.sweep {
+                SweepBy::Callback => {
+                    load::run(&self.bpf, "sweep", &[u64::from(self.next_shard)])?;
+                }
+                SweepBy::Entries => self.sweep_entries(clock, out)?,
+            }
+            let translator = &mut self.translator;
+            self.swept.drain(|record| translator.translate(record, clock, out));
+            self.drain_ends(clock, out);
+            self.next_shard += 1;
+        }
+        let more = self.next_shard < self.shards;
+        if !more {
+            self.next_shard = 0;
+            self.read_tombstones(clock, out)?;
+        }
+        order(out.get_mut(start..).unwrap_or_default());
+        if !more {
+            self.dump_outside(out)?;
+        }
+        Ok(more)
+    }
+
+    fn sweep_entries(&mut self, clock: Clock, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        let Some(shard) = self.named.get(self.next_shard as usize) else { return Ok(()) };
+        // Entries that leave while we walk can make the walk begin again: bounded, and each is asked once.
+        let mut keys = shard.keys().take(2 * SHARD_CAPACITY).collect::<Result<Vec<_>, _>>()?;
+        keys.sort_unstable();
+        keys.dedup();
+        let translator = &mut self.translator;
+        for batch in keys.chunks(ENTRIES_A_RUN) {
+            load::run(&self.bpf, "sweep_entries", batch)?;
+            self.swept.drain(|record| translator.translate(record, clock, out));
+        }
+        Ok(())
+    }
+
+    fn read_tombstones(&mut self, clock: Clock, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        let total = self.counts.total(Stat::Tombstones)?;
+        if total == self.seen_tombstones {
+            return Ok(());
+        }
+        self.seen_tombstones = total;
+        let keys = self.tombstones.keys().collect::<Result<Vec<_>, _>>()?;
+        for key in keys {
+            let record = self.tombstones.get(&key, 0)?;
+            self.tombstones.remove(&key)?;
+            self.translator.translate(&record, clock, out);
+        }
+        Ok(())
+    }
+
+    /// Live connections for which the map had no room: read while the table is dumped.
+    fn dump_outside(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        let overflow = self.counts.total(Stat::Overflow)?;
+        let due = overflow != self.seen_overflow || self.translator.outside_len() > 0;
+        self.seen_overflow = overflow;
+        if !due || !self.can_adopt() || !self.translator.adopted {
+            return Ok(());
+        }
+        self.dump_in_mode(MODE_OUTSIDE, out)
+    }
+
+    /// What was lost since the last call, by stage.
+    pub fn losses(&mut self) -> Vec<(&'static str, u64)> {
+        let mut out = self.counts.losses();
+        let mut tell = |name, total: u64, told: &mut u64| {
+            if total > *told {
+                out.push((name, total - *told));
+                *told = total;
+            }
+        };
+        let untold = self.translator.untold;
+        tell("clash", untold.clash, &mut self.untold_told.clash);
+        tell("not_adopted", untold.not_adopted, &mut self.untold_told.not_adopted);
+        tell("uncounted", untold.uncounted, &mut self.untold_told.uncounted);
+        let malformed = untold.malformed + self.ends.malformed + self.swept.malformed;
+        tell("malformed", malformed, &mut self.malformed_told);
+        tell("probes_missed", counts::missed_runs().unwrap_or(0), &mut self.missed_told);
+        out
+    }
+
+    pub fn status(&self) -> EbpfStatus {
+        EbpfStatus {
+            attached: if self.is_attached() { Attached::Yes } else { Attached::WaitingForConntrack },
+            probes: self.probes.clone(),
+            can_adopt: self.can_adopt(),
+            sweep: self.sweep,
+            capacity: u64::from(self.shards) * SHARD_CAPACITY as u64,
+            shards: self.shards,
+            outside: self.translator.outside_len() as u64,
+            counts: self.counts.totals(),
+            missed: counts::missed_runs(),
+        }
+    }
+}
+
+/// Enough shards for the connections that the node may have, within the memory allowed; at least one.
+fn shards(options: &EbpfOptions) -> u32 {
+    let connections = options.max_connections.unwrap_or_else(|| {
+        std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max")
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(262_144)
+    });
+    let wanted = (connections.saturating_mul(100) / FILL).div_ceil(SHARD_CAPACITY as u64);
+    let allowed = options.map_memory_bytes / (ENTRY_BYTES * SHARD_CAPACITY as u64);
+    u32::try_from(wanted.min(allowed).max(1)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_follow_the_limit_and_the_memory() {
+        let with = |max, memory| {
+            shards(&EbpfOptions { max_connections: Some(max), map_memory_bytes: memory, ring_bytes: 4096 })
+        };
+        assert_eq!(with(1, 1 << 30), 1);
+        assert_eq!(with(262_144, 1 << 30), 72);
+        assert_eq!(with(262_144, 8 << 20), 14);
+        assert_eq!(with(u64::MAX, 0), 1);
+    }
+}

@@ -1,0 +1,143 @@
+//! Dropped packets: the `kfree_skb` program and its counts.
+//!
+//! In: what the program counted. Out: `Observation::Drop` increments by tuple and reason, and counts of all other reasons.
+//! What always holds: each packet is in exactly one increment: the counts are taken whole, by putting an empty map in the
+//! place of the full one, which returns only when no program can still be writing to the old one. Not here: whether a
+//! drop is a deny (the pipeline).
+
+use std::collections::HashMap as StdHashMap;
+use std::sync::Arc;
+
+use aya::Ebpf;
+use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError, PerCpuArray};
+use flowlogd_ebpf::{DropCount, DropKey, REASON_SLOTS};
+
+use super::counts::Counts;
+use super::kernel::{Kernel, Reasons};
+use super::load::{self, OpenError, Sizes, SourceError};
+use super::records::{Clock, drop_record};
+use crate::model::Observation;
+use crate::source::Observed;
+
+type Generation = HashMap<MapData, DropKey, DropCount>;
+
+/// Distinct tuples and reasons between two collections; more is counted as `drops_full`.
+const CAPACITY: u32 = 16384;
+
+/// Counts drops in this network namespace until it is dropped itself.
+pub struct DropSource {
+    /// Holds the program; its link detaches with it.
+    _bpf: Ebpf,
+    current: ArrayOfMaps<MapData, Generation>,
+    /// The one in use is first.
+    generations: [Generation; 2],
+    reasons: Reasons,
+    other: PerCpuArray<MapData, u64>,
+    other_told: StdHashMap<u32, u64>,
+    counts: Counts,
+    malformed: u64,
+}
+
+impl DropSource {
+    /// Loads and attaches the program; it counts from here on.
+    pub fn open() -> Result<Self, OpenError> {
+        Self::attach(Kernel::resolve()?)
+    }
+
+    pub(super) fn attach(mut kernel: Kernel) -> Result<Self, OpenError> {
+        kernel.find_hook()?;
+        let mut bpf = load::load(&kernel.settings, &Sizes::NONE)?;
+        let maps = |error: MapError| OpenError::Maps(load::chain(&error));
+        let missing = || OpenError::Maps("the object lacks a map".into());
+        let generations =
+            [Generation::create(CAPACITY, 0).map_err(maps)?, Generation::create(CAPACITY, 0).map_err(maps)?];
+        let mut current: ArrayOfMaps<MapData, Generation> =
+            ArrayOfMaps::try_from(bpf.take_map("DROPS").ok_or_else(missing)?).map_err(maps)?;
+        let [first, _] = &generations;
+        current.set(0, first, 0).map_err(maps)?;
+        let other = PerCpuArray::try_from(bpf.take_map("REASONS").ok_or_else(missing)?).map_err(maps)?;
+        let counts = Counts::take(&mut bpf).map_err(maps)?;
+        load::identify(&mut bpf)?;
+        load::load_raw_tracepoint(&mut bpf, "drops")?;
+        load::raw_tracepoint(&mut bpf, "drops")?.attach("kfree_skb").map_err(|error| OpenError::Program {
+            program: "drops",
+            reason: format!("cannot attach to the tracepoint kfree_skb: {}", load::chain(&error)),
+        })?;
+        Ok(Self {
+            _bpf: bpf,
+            current,
+            generations,
+            reasons: kernel.reasons,
+            other,
+            other_told: StdHashMap::new(),
+            counts,
+            malformed: 0,
+        })
+    }
+
+    /// Puts what was dropped since the last call behind `out`.
+    pub fn collect(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        let [used, spare] = &self.generations;
+        match used.keys().next() {
+            None => return Ok(()),
+            Some(first) => first?,
+        };
+        // The kernel waits for running programs before this returns (maybe_wait_bpf_programs).
+        self.current.set(0, spare, 0)?;
+        self.generations.swap(0, 1);
+        let [_, full] = &mut self.generations;
+        let clock = Clock::measure();
+        let at = clock.wall(boot_ns());
+        let keys = full.keys().collect::<Result<Vec<_>, _>>()?;
+        let mut names: StdHashMap<u32, Arc<str>> = StdHashMap::new();
+        for key in keys {
+            let count = full.get(&key, 0)?;
+            full.remove(&key)?;
+            let reason = names.entry(key.reason).or_insert_with(|| self.reasons.name(key.reason)).clone();
+            match drop_record(&key, count, reason) {
+                Some(record) => out.push(Observed { at, observation: Observation::Drop(record) }),
+                None => self.malformed += 1,
+            }
+        }
+        Ok(())
+    }
+
+    /// Packets dropped for reasons that are not a filter's, since the last call, by the kernel's name.
+    pub fn other_reasons(&mut self) -> Result<Vec<(String, u64)>, SourceError> {
+        let mut out = Vec::new();
+        for slot in 0..REASON_SLOTS {
+            let total = self.other.get(&slot, 0)?.iter().fold(0_u64, |sum, n| sum.saturating_add(*n));
+            if total == 0 {
+                continue;
+            }
+            let told = self.other_told.entry(slot).or_insert(0);
+            if total > *told {
+                out.push((self.reasons.slot_name(slot).to_string(), total - *told));
+                *told = total;
+            }
+        }
+        Ok(out)
+    }
+
+    /// What was lost since the last call, by stage.
+    pub fn losses(&mut self) -> Vec<(&'static str, u64)> {
+        let mut out = self.counts.losses();
+        if self.malformed > 0 {
+            out.push(("drops_malformed", std::mem::take(&mut self.malformed)));
+        }
+        out
+    }
+
+    /// Totals since start, by name.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.counts.totals()
+    }
+}
+
+fn boot_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    u64::try_from(now.tv_sec)
+        .unwrap_or(0)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(now.tv_nsec.cast_unsigned())
+}

@@ -1,0 +1,187 @@
+//! Loading: the object into the kernel, one program at a time, and running a program by hand.
+//!
+//! In: the built object, resolved settings, sizes. Out: an `aya::Ebpf` with its maps, of which the caller loads the programs
+//! it wants. What always holds: a program that this kernel refuses is an error of that program alone, with the end of
+//! the verifier's log; errors say what to do. Not here: which programs make a source (`connections.rs`, `drops.rs`).
+
+use aya::maps::{Array, MapData, MapError};
+use aya::programs::{KProbe, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use flowlogd_ebpf::{Control, Settings};
+
+use super::kernel::KernelError;
+
+/// Why a source cannot run here, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("there is no eBPF object for this processor; use --source netlink on this node")]
+    Architecture,
+    #[error(
+        "the kernel refuses eBPF maps: {0}; the agent needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), and a kernel that is not locked down for confidentiality"
+    )]
+    Maps(String),
+    #[error("the kernel refuses program {program}: {reason}")]
+    Program { program: &'static str, reason: String },
+    #[error(
+        "the kernel has no kprobes (CONFIG_KPROBES, or a lockdown forbids them): {0}; use --source netlink on this node"
+    )]
+    NoKprobes(String),
+    #[error(
+        "the kernel cannot run a program on request (BPF_PROG_TEST_RUN of raw tracepoints, 5.10 or later): {0}; use --source netlink on this node"
+    )]
+    NoTestRun(String),
+    #[error("the agent's network namespace cannot be told: {0}")]
+    Netns(String),
+    #[error("connection tracking is not known to this kernel (no struct nf_conn in its BTF)")]
+    NoConntrack,
+}
+
+/// Failures after a source was opened: a system call that worked before.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("cannot run the eBPF program {program}: {source}")]
+    Run { program: &'static str, source: ProgramError },
+    #[error("cannot read an eBPF map: {0}")]
+    Map(#[from] MapError),
+    #[error("cannot wait for records: {0}")]
+    Wait(std::io::Error),
+    #[error("cannot dump the connection table over netlink: {0}; is nf_conntrack_netlink available?")]
+    Dump(std::io::Error),
+}
+
+/// Sizes of what is shared by all programs of the object; a source that does not use a map makes it small.
+pub(super) struct Sizes {
+    pub shards: u32,
+    pub ends_bytes: u32,
+    pub swept_bytes: u32,
+    pub tombstones: u32,
+}
+
+impl Sizes {
+    /// For a source that uses none of them.
+    pub const NONE: Self = Self { shards: 1, ends_bytes: 4096, swept_bytes: 4096, tombstones: 1 };
+}
+
+pub(super) fn load(settings: &Settings, sizes: &Sizes) -> Result<Ebpf, OpenError> {
+    let object = flowlogd_ebpf::object().ok_or(OpenError::Architecture)?;
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("SETTINGS", settings, true)
+        .map_max_entries("CONNECTIONS", sizes.shards)
+        .map_max_entries("ENDS", sizes.ends_bytes)
+        .map_max_entries("SWEPT", sizes.swept_bytes)
+        .map_max_entries("TOMBSTONES", sizes.tombstones);
+    loader.load(object).map_err(|error: EbpfError| OpenError::Maps(chain(&error)))
+}
+
+/// An error with its causes, on one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What the kernel said, cut to what a person can read: the verifier's log can have thousands of lines.
+fn refusal(program: &'static str, error: &ProgramError) -> OpenError {
+    let reason = match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+            let tail = lines.len().saturating_sub(4);
+            let end: Vec<&str> = lines.into_iter().skip(tail).collect();
+            format!("{io_error} ({})", end.join(" | "))
+        }
+        other => chain(other),
+    };
+    OpenError::Program { program, reason }
+}
+
+fn no_such(program: &'static str) -> OpenError {
+    OpenError::Program { program, reason: "it is not in the object".into() }
+}
+
+pub(super) fn raw_tracepoint<'a>(
+    bpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut RawTracePoint, OpenError> {
+    let program: &mut RawTracePoint = bpf
+        .program_mut(name)
+        .ok_or_else(|| no_such(name))?
+        .try_into()
+        .map_err(|error| refusal(name, &error))?;
+    Ok(program)
+}
+
+pub(super) fn load_raw_tracepoint(bpf: &mut Ebpf, name: &'static str) -> Result<(), OpenError> {
+    raw_tracepoint(bpf, name)?.load().map_err(|error| refusal(name, &error))
+}
+
+pub(super) fn kprobe<'a>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut KProbe, OpenError> {
+    let program: &mut KProbe = bpf
+        .program_mut(name)
+        .ok_or_else(|| no_such(name))?
+        .try_into()
+        .map_err(|error| refusal(name, &error))?;
+    Ok(program)
+}
+
+pub(super) fn load_kprobe(bpf: &mut Ebpf, name: &'static str) -> Result<(), OpenError> {
+    kprobe(bpf, name)?.load().map_err(|error| refusal(name, &error))
+}
+
+/// Runs a loaded raw tracepoint program once, in this thread. Gives what the program returned.
+pub(super) fn run(bpf: &Ebpf, name: &'static str, args: &[u64]) -> Result<i32, SourceError> {
+    let fail = |source| SourceError::Run { program: name, source };
+    let program: &RawTracePoint =
+        bpf.program(name).ok_or_else(|| fail(ProgramError::NotLoaded))?.try_into().map_err(fail)?;
+    let mut options = RawTracePointRunOptions::new();
+    for (slot, arg) in options.args.iter_mut().zip(args) {
+        *slot = *arg;
+    }
+    Ok(program.test_run(options).map_err(fail)?.return_value.cast_signed())
+}
+
+/// Tells the programs who the agent is: its network namespace and this thread.
+pub(super) fn identify(bpf: &mut Ebpf) -> Result<Control, OpenError> {
+    if raw_tracepoint(bpf, "identify")?.fd().is_err() {
+        load_raw_tracepoint(bpf, "identify")?;
+    }
+    let result = run(bpf, "identify", &[]).map_err(|error| OpenError::NoTestRun(chain(&error)))?;
+    let control = control(bpf).map_err(|error| OpenError::Netns(chain(&error)))?.get(&0, 0);
+    let control = control.map_err(|error| OpenError::Netns(chain(&error)))?;
+    if result != 0 || control.netns == 0 {
+        return Err(OpenError::Netns("the kernel's memory cannot be read".into()));
+    }
+    let own = rustix::fs::stat("/proc/thread-self/ns/net")
+        .map_err(|error| OpenError::Netns(format!("/proc/thread-self/ns/net: {error}")))?;
+    if control.netns_inum != 0 && control.netns_inum != own.st_ino {
+        return Err(OpenError::Netns(format!(
+            "the kernel says {}, /proc/thread-self/ns/net says {}",
+            control.netns_inum, own.st_ino
+        )));
+    }
+    Ok(control)
+}
+
+fn control(bpf: &mut Ebpf) -> Result<Array<&mut MapData, Control>, MapError> {
+    let map = bpf.map_mut("CONTROL").ok_or(MapError::ElementNotFound)?;
+    Array::try_from(map)
+}
+
+/// What the programs do while this thread dumps the connection table.
+pub(super) fn set_mode(bpf: &mut Ebpf, mode: u32) -> Result<(), SourceError> {
+    let mut map = control(bpf)?;
+    let mut value = map.get(&0, 0)?;
+    value.mode = mode;
+    Ok(map.set(0, value, 0)?)
+}

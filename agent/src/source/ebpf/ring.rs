@@ -1,0 +1,79 @@
+//! Reading a ring buffer of connection records.
+//!
+//! In: a ring that the programs fill. Out: records, in the order in which they were reserved. What always holds: one drain
+//! is bounded, so that a busy kernel cannot keep the caller here. Not here: their meaning (`records.rs`).
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::{MapData, MapError, RingBuf};
+use flowlogd_ebpf::ConnectionRecord;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::load::SourceError;
+
+/// Records read in one drain at most; the rest is for the next.
+const DRAIN_LIMIT: usize = 1 << 17;
+
+pub(super) struct Ring {
+    ring: RingBuf<MapData>,
+    /// Records of another size: not from our programs' layout.
+    pub malformed: u64,
+}
+
+impl Ring {
+    pub fn take(bpf: &mut Ebpf, name: &str) -> Result<Self, MapError> {
+        let map = bpf.take_map(name).ok_or(MapError::ElementNotFound)?;
+        Ok(Self { ring: RingBuf::try_from(map)?, malformed: 0 })
+    }
+
+    /// Hands out what is there now; gives how many records that were.
+    pub fn drain(&mut self, mut each: impl FnMut(&ConnectionRecord)) -> usize {
+        let mut n = 0;
+        while n < DRAIN_LIMIT {
+            let Some(item) = self.ring.next() else { break };
+            n += 1;
+            match decode(&item) {
+                Some(record) => each(&record),
+                None => self.malformed += 1,
+            }
+        }
+        n
+    }
+
+    /// Waits until the programs ask for attention (the ring fills), or there is something, or the time is over.
+    pub fn wait(&self, timeout: Duration) -> Result<(), SourceError> {
+        let mut fds = [PollFd::from_borrowed_fd(self.ring.as_fd(), PollFlags::IN)];
+        let timeout = Timespec {
+            tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(SourceError::Wait(error.into())),
+        }
+    }
+}
+
+fn decode(bytes: &[u8]) -> Option<ConnectionRecord> {
+    if bytes.len() < size_of::<ConnectionRecord>() {
+        return None;
+    }
+    // SAFETY: the slice holds at least the record's size (checked above), any bytes are a valid record (integers without
+    // padding, asserted where the type is defined), and `read_unaligned` asks for no alignment.
+    Some(unsafe { bytes.as_ptr().cast::<ConnectionRecord>().read_unaligned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_records_are_refused() {
+        assert!(decode(&[0; 135]).is_none());
+        let mut bytes = [0_u8; 136];
+        bytes[0] = 7;
+        assert_eq!(decode(&bytes).unwrap().at_ns, u64::from_ne_bytes([7, 0, 0, 0, 0, 0, 0, 0]));
+    }
+}
