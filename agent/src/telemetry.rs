@@ -23,9 +23,10 @@ pub const LOG_VARIABLE: &str = "FLOWLOGD_LOG";
 /// An error says what is wrong with the filter. A second call in a process changes nothing.
 pub fn start_log(level: Option<&str>) -> Result<(), String> {
     let filter = match (level, std::env::var(LOG_VARIABLE)) {
-        (Some(level), _) => level.to_owned(),
+        // Of the libraries only what needs attention: the loader alone tells of each relocation.
+        (Some(level), _) => format!("warn,flowlogd={level}"),
         (None, Ok(filter)) if !filter.trim().is_empty() => filter,
-        (None, _) => "info".to_owned(),
+        (None, _) => "warn,flowlogd=info".to_owned(),
     };
     let filter = EnvFilter::try_new(&filter).map_err(|error| {
         format!("the log filter {filter:?} is not understood: {error}; use error, warn, info, debug, trace, or target=level with commas between")

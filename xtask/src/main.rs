@@ -1,9 +1,9 @@
 //! The project's own commands: `cargo xtask <verb>`, one file a verb.
 
 mod codegen;
+mod ebpf;
 mod test;
 mod vm;
-mod ebpf;
 
 use std::process::ExitCode;
 

@@ -81,14 +81,8 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     let mut output = Output::open(options, metrics.clone(), clock.now())?;
     let checkpoint = output.take_checkpoint();
 
-    match ensure_accounting(config.flow_logs_set_conntrack_accounting) {
-        Accounting::AlreadyOn => {}
-        Accounting::SwitchedOn => {
-            info!(sysctl = "net.netfilter.nf_conntrack_acct", "conntrack accounting switched on")
-        }
-        Accounting::Off { why } => {
-            warn!(%why, "conntrack accounting is off: no bytes or packets are counted")
-        }
+    if let Accounting::Off { why } = ensure_accounting(config.flow_logs_set_conntrack_accounting) {
+        warn!(%why, "conntrack accounting is off: no bytes or packets are counted");
     }
     let mut sources = NodeSources::open(config)?;
     info!(

@@ -70,7 +70,14 @@ impl NodeSources {
             warn!(%why, "drops cannot be observed: there will be no deny lines");
         }
         let next_attach = Instant::now();
-        Ok(Self { connections, drops, batch: Vec::new(), other_drops: Vec::new(), failing: false, next_attach })
+        Ok(Self {
+            connections,
+            drops,
+            batch: Vec::new(),
+            other_drops: Vec::new(),
+            failing: false,
+            next_attach,
+        })
     }
 
     /// The chosen source of connections.
