@@ -23,7 +23,6 @@ use crate::pipeline::{Input, Limits, Pipeline};
 use crate::sink::checkpoint::{self, Checkpoint};
 use crate::sink::{FileOptions, FileSink, Reader, SinkError, StdoutSink};
 use crate::snapshot::Snapshot;
-use crate::source::accounting::{Accounting, ensure_accounting};
 use crate::source::{NodeSources, Observed, SourcesError};
 use crate::telemetry::Metrics;
 use crate::watch::{self, ManifestError};
@@ -81,9 +80,6 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     let mut output = Output::open(options, metrics.clone(), clock.now())?;
     let checkpoint = output.take_checkpoint();
 
-    if let Accounting::Off { why } = ensure_accounting(config.flow_logs_set_conntrack_accounting) {
-        warn!(%why, "conntrack accounting is off: no bytes or packets are counted");
-    }
     let mut sources = NodeSources::open(config)?;
     info!(
         source = sources.name(),

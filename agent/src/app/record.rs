@@ -12,7 +12,6 @@ use thiserror::Error;
 
 use crate::config::Config;
 use crate::model::Timestamp;
-use crate::source::accounting::ensure_accounting;
 use crate::source::{NodeSources, Observed, SourcesError};
 use crate::watch::{ManifestError, load_as_written};
 use crate::wire::recording::{Line, write_line};
@@ -43,7 +42,6 @@ pub fn record(
     stop: &AtomicBool,
 ) -> Result<u64, RecordError> {
     let objects = load_as_written(cluster)?;
-    ensure_accounting(config.flow_logs_set_conntrack_accounting);
     let mut sources = NodeSources::open(config)?;
     let mut clock = Clock::start();
     let mut lines = Lines { last: clock.now(), buffer: Vec::new(), count: 0 };

@@ -15,6 +15,7 @@ use crate::config::{Config, SourceKind};
 use crate::model::{Observation, Timestamp};
 
 use super::Observed;
+use super::accounting::ensure_accounting;
 use super::ebpf::{self, DropSource, EbpfOptions, EbpfSource};
 use super::netlink::{self, NetlinkOptions, NetlinkSource};
 
@@ -44,6 +45,7 @@ pub struct NodeSources {
     batch: Vec<Observed>,
     other_drops: Vec<(String, u64)>,
     failing: bool,
+    may_set_accounting: bool,
     next_attach: Instant,
 }
 
@@ -51,6 +53,8 @@ impl NodeSources {
     /// # Errors
     /// The source that was asked for, or both, cannot work on this node; the message says why and what to do.
     pub fn open(config: &Config) -> Result<Self, SourcesError> {
+        let may_set_accounting = config.flow_logs_set_conntrack_accounting;
+        ensure_accounting(may_set_accounting);
         let open_ebpf = || EbpfSource::open(&EbpfOptions::default()).map(|s| Connections::Ebpf(Box::new(s)));
         let open_netlink =
             || NetlinkSource::open(&NetlinkOptions::default()).map(|s| Connections::Netlink(Box::new(s)));
@@ -76,6 +80,7 @@ impl NodeSources {
             batch: Vec::new(),
             other_drops: Vec::new(),
             failing: false,
+            may_set_accounting,
             next_attach,
         })
     }
@@ -126,6 +131,7 @@ impl NodeSources {
         match source.retry_attach() {
             Ok(true) => {
                 info!("connection tracking is there now: its functions are probed");
+                ensure_accounting(self.may_set_accounting);
                 self.adopt(step);
             }
             Ok(false) => {}
