@@ -7,8 +7,8 @@
 //!
 //! Not here: what the messages mean (`parse`), and what to do about a loss (`mod`).
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -78,6 +78,8 @@ pub(super) enum Received {
 pub(super) struct EventSocket {
     fd: OwnedFd,
     port: u32,
+    /// /proc/net/netlink, opened where the socket was: it stays this network namespace's in any other thread.
+    table: Option<File>,
     dropped: u64,
 }
 
@@ -96,7 +98,8 @@ impl EventSocket {
         }
         bind(&fd, &SocketAddrNetlink::new(0, GROUPS))?;
         let port = SocketAddrNetlink::try_from(getsockname(&fd)?)?.pid();
-        Ok(Self { fd, port, dropped: 0 })
+        let table = File::open("/proc/thread-self/net/netlink").ok();
+        Ok(Self { fd, port, table, dropped: 0 })
     }
 
     /// Waits until something is queued, or until `limit` is over.
@@ -137,10 +140,12 @@ impl EventSocket {
     ///
     /// While the queue is still full more are dropped: ask again when it has been emptied.
     pub fn newly_dropped(&mut self) -> u64 {
-        let Some(total) = fs::read_to_string("/proc/thread-self/net/netlink")
-            .ok()
-            .and_then(|table| dropped_in(&table, self.port))
-        else {
+        let Some(total) = self.table.as_mut().and_then(|table| {
+            let mut text = String::new();
+            table.rewind().ok()?;
+            table.read_to_string(&mut text).ok()?;
+            dropped_in(&text, self.port)
+        }) else {
             return 0;
         };
         let new = total.saturating_sub(self.dropped);
