@@ -5,6 +5,8 @@
 //! rules, with what `conntrack -L` and `conntrack -E` print: byte for byte. Needs root, `ip`, `nft` and
 //! `conntrack`; where one is missing the tests say so and pass. Namespaces are removed at the end.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};

@@ -17,8 +17,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, getsockname, recvfrom, sendto,
-    socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, bind, getsockname, recvfrom,
+    sendto, socket_with, sockopt,
 };
 
 use super::parse::{MSG_GET, NFGENMSG_LEN, SUBSYSTEM_CTNETLINK};
@@ -118,9 +118,7 @@ impl EventSocket {
         loop {
             match recvfrom(&self.fd, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
                 Ok((_, len, from)) => {
-                    let kernel =
-                        from.and_then(|a| SocketAddrNetlink::try_from(a).ok()).is_some_and(|a| a.pid() == 0);
-                    if kernel {
+                    if is_kernel(from) {
                         return Ok(if len > buffer.len() {
                             Received::Overrun(1)
                         } else {
@@ -242,7 +240,7 @@ impl RequestSocket {
                 Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
                 Err(e) => return Err(e.into()),
             };
-            if !from.and_then(|a| SocketAddrNetlink::try_from(a).ok()).is_some_and(|a| a.pid() == 0) {
+            if !is_kernel(from) {
                 continue;
             }
             let bytes = self.buffer.get(..len).ok_or_else(|| malformed("longer than 64 KiB"))?;
@@ -276,6 +274,11 @@ impl RequestSocket {
             }
         }
     }
+}
+
+/// Any process may send to a netlink port; the kernel's is 0.
+fn is_kernel(from: Option<SocketAddrAny>) -> bool {
+    from.and_then(|a| SocketAddrNetlink::try_from(a).ok()).is_some_and(|a| a.pid() == 0)
 }
 
 fn malformed(what: &str) -> io::Error {
