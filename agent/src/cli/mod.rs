@@ -17,6 +17,7 @@ use crate::config::{Given, Resolved};
 use crate::sink::StdoutSink;
 use crate::telemetry;
 
+pub mod check;
 pub mod config;
 pub mod exit;
 pub mod record;
@@ -61,6 +62,7 @@ pub enum Verb {
     Run(run::RunArgs),
     Replay(replay::ReplayArgs),
     Record(record::RecordArgs),
+    Check(check::CheckArgs),
     Config(config::ConfigArgs),
 }
 
@@ -70,7 +72,7 @@ impl Verb {
         match self {
             Self::Run(args) => args.fields(),
             Self::Record(args) => args.fields(),
-            Self::Replay(_) | Self::Config(_) => Vec::new(),
+            Self::Replay(_) | Self::Check(_) | Self::Config(_) => Vec::new(),
         }
     }
 }
@@ -137,6 +139,7 @@ fn dispatch(mut cli: Cli) -> anyhow::Result<u8> {
         Verb::Run(args) => run::run(&cli.global, &resolved, args),
         Verb::Replay(args) => replay::run(&cli.global, &resolved, args),
         Verb::Record(args) => record::run(&cli.global, &resolved, args),
+        Verb::Check(args) => check::run(&resolved, args),
         Verb::Config(args) => config::run(&resolved, args),
     }
 }

@@ -7,6 +7,7 @@
 //! the rest.
 
 pub mod accounting;
+pub mod bypass;
 pub mod ebpf;
 pub mod netlink;
 mod node;

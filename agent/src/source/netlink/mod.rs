@@ -14,8 +14,10 @@ mod live;
 mod parse;
 mod socket;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
@@ -303,6 +305,21 @@ impl NetlinkSource {
         }
         Ok(emptied && !overrun)
     }
+}
+
+/// Does the connection table of this thread's network namespace hold an entry with one of these addresses?
+///
+/// # Errors
+/// The table cannot be dumped.
+pub fn any_connection_of(addresses: &HashSet<IpAddr>) -> io::Result<bool> {
+    let mut found = false;
+    RequestSocket::open()?.dump(|bytes| {
+        if let Ok(Some(m)) = parse_message(bytes) {
+            let a = m.key.original.addresses;
+            found |= [a.src, a.dst, m.reply.src, m.reply.dst].iter().any(|ip| addresses.contains(ip));
+        }
+    })?;
+    Ok(found)
 }
 
 fn read_number(path: &str) -> Option<u64> {

@@ -7,8 +7,8 @@
 //!
 //! Not here: what the messages mean (`parse`), and what to do about a loss (`mod`).
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, getsockname, recvfrom, sendto,
-    socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, bind, getsockname, recvfrom,
+    sendto, socket_with, sockopt,
 };
 
 use super::parse::{MSG_GET, NFGENMSG_LEN, SUBSYSTEM_CTNETLINK};
@@ -78,6 +78,8 @@ pub(super) enum Received {
 pub(super) struct EventSocket {
     fd: OwnedFd,
     port: u32,
+    /// /proc/net/netlink, opened where the socket was: it stays this network namespace's in any other thread.
+    table: Option<File>,
     dropped: u64,
 }
 
@@ -96,7 +98,8 @@ impl EventSocket {
         }
         bind(&fd, &SocketAddrNetlink::new(0, GROUPS))?;
         let port = SocketAddrNetlink::try_from(getsockname(&fd)?)?.pid();
-        Ok(Self { fd, port, dropped: 0 })
+        let table = File::open("/proc/thread-self/net/netlink").ok();
+        Ok(Self { fd, port, table, dropped: 0 })
     }
 
     /// Waits until something is queued, or until `limit` is over.
@@ -115,9 +118,7 @@ impl EventSocket {
         loop {
             match recvfrom(&self.fd, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
                 Ok((_, len, from)) => {
-                    let kernel =
-                        from.and_then(|a| SocketAddrNetlink::try_from(a).ok()).is_some_and(|a| a.pid() == 0);
-                    if kernel {
+                    if is_kernel(from) {
                         return Ok(if len > buffer.len() {
                             Received::Overrun(1)
                         } else {
@@ -137,10 +138,12 @@ impl EventSocket {
     ///
     /// While the queue is still full more are dropped: ask again when it has been emptied.
     pub fn newly_dropped(&mut self) -> u64 {
-        let Some(total) = fs::read_to_string("/proc/thread-self/net/netlink")
-            .ok()
-            .and_then(|table| dropped_in(&table, self.port))
-        else {
+        let Some(total) = self.table.as_mut().and_then(|table| {
+            let mut text = String::new();
+            table.rewind().ok()?;
+            table.read_to_string(&mut text).ok()?;
+            dropped_in(&text, self.port)
+        }) else {
             return 0;
         };
         let new = total.saturating_sub(self.dropped);
@@ -237,7 +240,7 @@ impl RequestSocket {
                 Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
                 Err(e) => return Err(e.into()),
             };
-            if !from.and_then(|a| SocketAddrNetlink::try_from(a).ok()).is_some_and(|a| a.pid() == 0) {
+            if !is_kernel(from) {
                 continue;
             }
             let bytes = self.buffer.get(..len).ok_or_else(|| malformed("longer than 64 KiB"))?;
@@ -271,6 +274,11 @@ impl RequestSocket {
             }
         }
     }
+}
+
+/// Any process may send to a netlink port; the kernel's is 0.
+fn is_kernel(from: Option<SocketAddrAny>) -> bool {
+    from.and_then(|a| SocketAddrNetlink::try_from(a).ok()).is_some_and(|a| a.pid() == 0)
 }
 
 fn malformed(what: &str) -> io::Error {
