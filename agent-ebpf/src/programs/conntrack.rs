@@ -14,7 +14,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::BPF_ANY,
-    btf_maps::{ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{HashMap, PerCpuArray, RingBuf},
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns,
         generated::{bpf_for_each_map_elem, bpf_ringbuf_output, bpf_ringbuf_query},
@@ -24,17 +24,18 @@ use aya_ebpf::{
 };
 use flowlogd_ebpf::{
     ABSENT, Connection, ConnectionRecord, KernelTuple, MODE_ADOPT, MODE_OUTSIDE, RecordFlags, RecordKind,
-    SHARD_CAPACITY, Stat, WINDOW_BYTES, shard_of,
+    Stat, WINDOW_BYTES, shard_of,
 };
 
+use super::hashes::{Hash, Hashes};
 use super::{CONTROL, add, count, own_netns, read, setting};
 
 /// One slice of the live connections, keyed by the address of the `nf_conn`. Preallocated, never LRU.
-pub type Shard = HashMap<u64, Connection, SHARD_CAPACITY>;
+type Shard = Hash<u64, Connection>;
 
 /// The shards; the agent puts `Settings::shards` maps into it.
 #[btf_map]
-static CONNECTIONS: ArrayOfMaps<Shard, 1> = ArrayOfMaps::new();
+static CONNECTIONS: Hashes<{ size_of::<u64>() }, { size_of::<Connection>() }> = Hashes::new();
 
 /// Final records, and what a dump finds outside the map.
 #[btf_map]
@@ -272,7 +273,7 @@ unsafe fn stale_record(record: *mut ConnectionRecord, entry: &Connection) {
 #[inline(always)]
 fn enter(address: u64, conn: &Conn, scratch: *mut Scratch, adopted: u16) -> bool {
     let Some(shard) = shard(address) else { return false };
-    if let Some(old) = shard.get_ptr(address) {
+    if let Some(old) = shard.get_ptr(&address) {
         // SAFETY: a live map value; it can be replaced only by this function for the same address.
         let old = unsafe { *old };
         if conn.has_original(&raw const old.original) {
@@ -290,7 +291,7 @@ fn enter(address: u64, conn: &Conn, scratch: *mut Scratch, adopted: u16) -> bool
         adopted,
         spare: 0,
     };
-    if shard.insert(address, entry, u64::from(BPF_ANY)).is_err() {
+    if !shard.insert(&address, &entry, BPF_ANY) {
         count(Stat::Overflow);
         return false;
     }
@@ -354,10 +355,10 @@ pub fn conntrack_free(ctx: ProbeContext) -> u32 {
     let mut flags = 0;
     let mut start_ns = 0;
     if let Some(shard) = shard(address) {
-        if let Some(entry) = shard.get_ptr(address) {
+        if let Some(entry) = shard.get_ptr(&address) {
             // SAFETY: a live map value; nobody else removes or replaces the entry of a connection that still exists.
             let entry = unsafe { *entry };
-            if shard.remove(address).is_err() {
+            if !shard.remove(&address) {
                 count(Stat::RemoveFailed);
             }
             if conn.has_original(&raw const entry.original) {
@@ -407,7 +408,7 @@ pub fn conntrack_dump(ctx: ProbeContext) -> u32 {
     if mode == MODE_ADOPT {
         flags = RecordFlags::ADOPTED;
         if let Some(shard) = shard(address) {
-            if let Some(entry) = shard.get_ptr(address) {
+            if let Some(entry) = shard.get_ptr(&address) {
                 // SAFETY: a live map value.
                 if conn.has_original(unsafe { &raw const (*entry).original }) {
                     return 0;
@@ -419,7 +420,7 @@ pub fn conntrack_dump(ctx: ProbeContext) -> u32 {
             return 0;
         }
     } else if let Some(shard) = shard(address) {
-        if shard.get_ptr(address).is_some() {
+        if shard.get_ptr(&address).is_some() {
             return 0;
         }
     }
@@ -452,7 +453,7 @@ fn visit(address: u64, entry: *mut Connection, run: &mut Run, shard: &Shard) {
     };
     if !matches {
         // Reused memory, or an entry reused under our feet: only what the map holds now can tell.
-        let Some(current) = shard.get_ptr(address) else { return };
+        let Some(current) = shard.get_ptr(&address) else { return };
         // SAFETY: a live map value.
         let current = unsafe { *current };
         if current.start_ns != seen.start_ns {
@@ -512,7 +513,7 @@ fn close_unseen(address: u64, entry: &Connection, shard: &Shard, why: Stat) {
         room.submit(BPF_RB_NO_WAKEUP);
     }
     count(why);
-    if shard.remove(address).is_err() {
+    if !shard.remove(&address) {
         count(Stat::RemoveFailed);
     }
 }
@@ -537,16 +538,11 @@ unsafe extern "C" fn visit_entry(
 #[unsafe(link_section = "raw_tp")]
 pub extern "C" fn sweep(ctx: *mut c_void) -> i32 {
     let ctx = RawTracePointContext::new(ctx);
-    let Some(shard) = CONNECTIONS.get(ctx.arg::<u32>(0)) else { return -2 };
+    let Some(shard): Option<&Shard> = CONNECTIONS.get(ctx.arg::<u32>(0)) else { return -2 };
     let mut run = Run { at_ns: now(), reported: 0, full: 0 };
     // SAFETY: the callback has the signature that the kernel expects of this map; `run` outlives the call.
     let result = unsafe {
-        bpf_for_each_map_elem(
-            core::ptr::from_ref(shard).cast_mut().cast(),
-            visit_entry as *mut c_void,
-            (&raw mut run).cast(),
-            0,
-        )
+        bpf_for_each_map_elem(shard.as_ptr(), visit_entry as *mut c_void, (&raw mut run).cast(), 0)
     };
     if result < 0 { result as i32 } else { run.reported as i32 }
 }
@@ -577,7 +573,7 @@ pub extern "C" fn sweep_entries(ctx: *mut c_void) -> i32 {
             continue;
         }
         let Some(shard) = shard(address) else { continue };
-        let Some(entry) = shard.get_ptr_mut(address) else { continue };
+        let Some(entry) = shard.get_ptr_mut(&address) else { continue };
         visit(address, entry, &mut run, shard);
     }
     run.reported as i32

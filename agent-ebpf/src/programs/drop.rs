@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    btf_maps::{ArrayOfMaps, HashMap, PerCpuArray},
+    btf_maps::PerCpuArray,
     macros::{btf_map, raw_tracepoint},
     programs::RawTracePointContext,
 };
@@ -14,12 +14,13 @@ use flowlogd_ebpf::{
     ABSENT, DropCount, DropKey, KernelTuple, REASON_SLOTS, REASON_SUBSYSTEM_BASE, Settings, Stat,
 };
 
+use super::hashes::{Hash, Hashes};
 use super::{add, count, load_setting, own_netns, read, setting};
 
 /// The current generation of counts. User space puts a fresh map in its place and reads the old one once no program
 /// can still be using it (the kernel waits for that before the replacement returns).
 #[btf_map]
-static DROPS: ArrayOfMaps<HashMap<DropKey, DropCount, 16384>, 1> = ArrayOfMaps::new();
+static DROPS: Hashes<{ size_of::<DropKey>() }, { size_of::<DropCount>() }> = Hashes::new();
 
 #[btf_map]
 static REASONS: PerCpuArray<u64, { REASON_SLOTS as usize }> = PerCpuArray::new();
@@ -111,20 +112,20 @@ fn record(skb: u64, reason: u32) {
         return;
     };
     original(skb, &mut key);
-    let drops = DROPS.get(0);
+    let drops: Option<&Hash<DropKey, DropCount>> = DROPS.get(0);
     let Some(drops) = drops else {
         full(bytes);
         return;
     };
-    if let Some(counts) = drops.get_ptr(key) {
+    if let Some(counts) = drops.get_ptr_mut(&key) {
         grow(counts, bytes);
         return;
     }
-    if drops.insert(key, DropCount { packets: 1, bytes }, u64::from(BPF_NOEXIST)).is_ok() {
+    if drops.insert(&key, &DropCount { packets: 1, bytes }, BPF_NOEXIST) {
         return;
     }
     // Another CPU was first, or the map is full.
-    match drops.get_ptr(key) {
+    match drops.get_ptr_mut(&key) {
         Some(counts) => grow(counts, bytes),
         None => full(bytes),
     }
@@ -137,8 +138,7 @@ fn full(bytes: u64) {
 }
 
 #[inline(always)]
-fn grow(counts: *const DropCount, bytes: u64) {
-    let counts = counts.cast_mut();
+fn grow(counts: *mut DropCount, bytes: u64) {
     // SAFETY: a live map value, aligned to 8; every writer adds atomically.
     unsafe {
         add_atomically(&raw mut (*counts).packets, 1);

@@ -6,6 +6,7 @@
 
 mod conntrack;
 mod drop;
+mod hashes;
 mod identify;
 
 use aya_ebpf::{

@@ -149,7 +149,9 @@ impl EbpfSource {
         let mut named = Vec::new();
         for i in 0..shards {
             let shard = Shard::create(SHARD_CAPACITY as u32, 0).map_err(maps)?;
-            connections.set(i, &shard, 0).map_err(maps)?;
+            connections
+                .set(i, &shard, 0)
+                .map_err(|error| OpenError::Maps(format!("shard {i}: {}", load::chain(&error))))?;
             if sweep == SweepBy::Entries {
                 named.push(shard);
             }
