@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with,
+};
 
 const SUBSYSTEM: u16 = 3 << 8;
 const PACKET: u16 = 0;
@@ -51,7 +53,8 @@ impl Queue {
         bytes.extend(value);
         bytes.resize(length, 0);
         let kernel = SocketAddrNetlink::new(0, 0);
-        sendto(&self.socket, &bytes, SendFlags::empty(), &kernel).context("cannot talk to nfnetlink_queue")?;
+        sendto(&self.socket, &bytes, SendFlags::empty(), &kernel)
+            .context("cannot talk to nfnetlink_queue")?;
         Ok(())
     }
 
