@@ -51,7 +51,8 @@ pub struct Case {
 
 /// Until a case is taken for hung.
 const DEADLINE: Duration = Duration::from_secs(120);
-const RESULTS: &str = "/dev/ttyS1";
+/// The machine of aarch64 has its console on another kind of serial line.
+const RESULTS: &str = if cfg!(target_arch = "aarch64") { "/dev/ttyS0" } else { "/dev/ttyS1" };
 
 fn main() {
     if std::env::var_os("FLOWLOGD_GUEST").is_none() {

@@ -153,13 +153,16 @@ pub fn clash() -> Result<Outcome> {
     let _server = traffic::udp_socket(server, false, 53)?;
     traffic::udp_unanswered(client, SocketAddr::new(server.ip(false), 53), 2, 40)?;
     queue.hold(2, traffic::PATIENCE)?;
+    ensure!(reference::list()?.is_empty(), "one of the two was confirmed before the other arrived");
     queue.release()?;
     let kernel = settled(1)?;
-    let clashes = clashes_resolved()?;
-    ensure!(clashes > 0, "the kernel resolved no clash, so the case proves nothing");
+    ensure!(
+        kernel.iter().all(|winner| winner.sums.packets[0] >= 1),
+        "the winner lost its own packet: {kernel:?}"
+    );
     let lines = agent.stop()?;
     compare(&lines, &kernel)?;
-    Ok(Outcome::Pass(format!("{clashes} clash, no deny line")))
+    Ok(Outcome::Pass(format!("{} clashes resolved by the kernel, no deny line", clashes_resolved()?)))
 }
 
 /// Waits until the table has so many entries, and gives them.
@@ -236,6 +239,7 @@ pub fn module_after_agent() -> Result<Outcome> {
     );
     node.rules(crate::node::TRACK)?;
     agent.wait_ready()?;
+    accounting_on()?;
     let (client, server) = (node.client(), node.server());
     let listener = traffic::listen(server, false, 8080)?;
     traffic::tcp(client, SocketAddr::new(server.ip(false), 8080), &listener, 2, 100, 2000)?;
@@ -244,4 +248,15 @@ pub fn module_after_agent() -> Result<Outcome> {
     let lines = agent.stop()?;
     compare(&lines, &kernel)?;
     Ok(Outcome::Pass(format!("{chosen}: {} connections equal", kernel.len())))
+}
+
+/// Waits until the agent has switched accounting on; connections that began before have no counters.
+fn accounting_on() -> Result<()> {
+    for _ in 0..200 {
+        if std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_acct")?.trim() == "1" {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bail!("nf_conntrack came after the agent, and the agent did not switch accounting on")
 }

@@ -4,10 +4,15 @@
 //! In: a queue number that a `queue num N` rule feeds. Out: the number of packets held, and their release in order.
 //! Written by hand, about 60 lines: three messages of a stable format, for one case.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use rustix::io::Errno;
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with,
+};
 
 const SUBSYSTEM: u16 = 3 << 8;
 const PACKET: u16 = 0;
@@ -17,17 +22,16 @@ const ACCEPT: u32 = 1;
 
 /// A queue bound by this process.
 pub struct Queue {
-    socket: Socket,
+    socket: OwnedFd,
     number: u16,
     held: Vec<u32>,
 }
 
 impl Queue {
     pub fn bind(number: u16) -> Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        socket.set_non_blocking(true)?;
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
+        bind(&socket, &SocketAddrNetlink::new(0, 0))?;
         let queue = Self { socket, number, held: Vec::new() };
         queue.send(CONFIG, 1, &[1, 0, 0, 0])?; // bind
         queue.send(CONFIG, 2, &[0, 0, 0, 0, 1])?; // headers only
@@ -48,17 +52,20 @@ impl Queue {
         bytes.extend(attribute.to_ne_bytes());
         bytes.extend(value);
         bytes.resize(length, 0);
-        self.socket.send(&bytes, 0).context("cannot talk to nfnetlink_queue")?;
+        let kernel = SocketAddrNetlink::new(0, 0);
+        sendto(&self.socket, &bytes, SendFlags::empty(), &kernel)
+            .context("cannot talk to nfnetlink_queue")?;
         Ok(())
     }
 
     /// Waits until so many packets are held.
     pub fn hold(&mut self, count: usize, patience: Duration) -> Result<()> {
         let began = Instant::now();
+        let mut buffer = vec![0; 65536];
         while self.held.len() < count {
-            match self.socket.recv_from_full() {
-                Ok((datagram, _)) => self.take(&datagram)?,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            match recv(&self.socket, buffer.as_mut_slice(), RecvFlags::empty()) {
+                Ok((_, length)) => self.take(&buffer[..length])?,
+                Err(Errno::AGAIN) => {
                     if began.elapsed() > patience {
                         bail!("only {} of {count} packets reached the queue", self.held.len());
                     }

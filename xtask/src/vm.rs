@@ -10,6 +10,8 @@
 //!
 //! Not here: the cases themselves; they are the guest's payload and know nothing of qemu.
 
+mod architecture;
+mod foreign;
 mod guest;
 mod initramfs;
 mod kernels;
@@ -23,12 +25,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use architecture::Architecture;
+
 /// What `cargo xtask vm` may be told.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Only kernels whose series begins with this (5.10, 6.1, 6.12, 7); may be given more than once.
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
+    /// Guests of these architectures; arm64 is cross-compiled, which the first time takes minutes.
+    #[arg(long, value_enum, value_name = "ARCHITECTURE", default_values = ["amd64"])]
+    arch: Vec<Architecture>,
     /// Only cases whose name contains this; may be given more than once.
     #[arg(long, value_name = "NAME")]
     case: Vec<String>,
@@ -79,14 +86,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let cache = cache_folder(&root)?;
 
     let chosen: Vec<&kernels::Suite> =
-        kernels::SUITES.iter().filter(|suite| suite.is_chosen(&arguments.kernel)).collect();
+        kernels::SUITES.iter().filter(|suite| suite.is_chosen(&arguments.arch, &arguments.kernel)).collect();
     if chosen.is_empty() {
-        let known: Vec<&str> = kernels::SUITES.iter().map(|suite| suite.series).collect();
+        let known =
+            kernels::SUITES.iter().map(|suite| format!("{} ({})", suite.series, suite.architecture.debian()));
+        let known: Vec<String> = known.collect();
         bail!("no kernel matches {:?}; there are {}", arguments.kernel, known.join(", "));
     }
-    tools::install_missing()?;
-    let payload = payload::build(&root, &out, arguments.release, &arguments.case)?;
-    let userland = initramfs::userland(&out)?;
+    tools::install_missing(&arguments.arch)?;
+    let mut native = None;
+    if arguments.arch.contains(&Architecture::Amd64) {
+        let payload = payload::build(Architecture::Amd64, &root, &out, arguments.release, &arguments.case)?;
+        native = Some(Ground { userland: initramfs::userland(&out)?, payload });
+    }
+    let rig = Rig { arguments, root, cache, out, native };
 
     let rows = Mutex::new(Vec::new());
     let queue = Mutex::new(chosen.iter().enumerate());
@@ -97,7 +110,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 loop {
                     let next = queue.lock().ok().and_then(|mut queue| queue.next());
                     let Some((index, suite)) = next else { break };
-                    let row = run_suite(arguments, suite, &cache, &out, &userland, &payload);
+                    let row = rig.run(suite);
                     if let Ok(mut rows) = rows.lock() {
                         rows.push((index, row));
                     }
@@ -114,63 +127,108 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         println!("{}", row.line());
     }
     if bad {
-        eprintln!("vm: a kernel failed; the consoles are in {}", out.display());
+        eprintln!("vm: a kernel failed; the consoles are in {}", rig.out.display());
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_suite(
-    arguments: &Arguments,
-    suite: &kernels::Suite,
-    cache: &Path,
-    out: &Path,
-    userland: &Path,
-    payload: &Path,
-) -> Row {
-    let began = Instant::now();
-    let mut row = Row {
-        name: suite.series.to_owned(),
-        outcome: Outcome::Failed,
-        passed: 0,
-        failed: 0,
-        skipped: 0,
-        seconds: 0.0,
-    };
-    let kernel = match kernels::obtain(suite, cache, arguments.mirror.as_deref(), arguments.refresh) {
-        Ok(kernel) => kernel,
-        // An end-of-life suite may leave the mirrors any day; that says nothing about the agent.
-        Err(error) if suite.may_be_missing => {
-            row.outcome = Outcome::Skipped(format!("{error:#}"));
+/// What guests of one architecture have in common.
+struct Ground {
+    userland: PathBuf,
+    payload: PathBuf,
+}
+
+struct Rig<'a> {
+    arguments: &'a Arguments,
+    root: PathBuf,
+    cache: PathBuf,
+    out: PathBuf,
+    native: Option<Ground>,
+}
+
+impl Rig<'_> {
+    fn run(&self, suite: &kernels::Suite) -> Row {
+        let began = Instant::now();
+        let mut row = Row {
+            name: format!("{} ({})", suite.series, suite.architecture.debian()),
+            outcome: Outcome::Failed,
+            passed: 0,
+            failed: 0,
+            skipped: 0,
+            seconds: 0.0,
+        };
+        if suite.architecture == Architecture::Arm64
+            && let Some(why) = foreign::missing()
+        {
+            row.outcome = Outcome::Skipped(why);
             return row;
         }
-        Err(error) => {
-            eprintln!("vm: {}: {error:#}", suite.series);
-            return row;
-        }
-    };
-    row.name.clone_from(&kernel.release);
-    let report = initramfs::assemble(&kernel, out, userland, payload).and_then(|initrd| {
-        guest::run(&guest::Boot {
-            kernel: &kernel,
-            initrd: &initrd,
-            log: &out.join(format!("{}.log", kernel.release)),
-            results: &out.join(format!("{}.results", kernel.release)),
-            timeout: Duration::from_secs(arguments.timeout),
-            verbose: arguments.verbose,
-        })
-    });
-    row.seconds = began.elapsed().as_secs_f64();
-    match report {
-        Ok(report) => {
-            (row.passed, row.failed, row.skipped) = (report.passed, report.failed, report.skipped);
-            if report.is_good() {
-                row.outcome = Outcome::Pass;
+        let wanted =
+            kernels::obtain(suite, &self.cache, self.arguments.mirror.as_deref(), self.arguments.refresh);
+        let kernel = match wanted {
+            Ok(kernel) => kernel,
+            // An end-of-life suite may leave the mirrors any day; that says nothing about the agent.
+            Err(error) if suite.may_be_missing => {
+                row.outcome = Outcome::Skipped(format!("not obtainable: {error:#}"));
+                return row;
             }
+            Err(error) => {
+                eprintln!("vm: {}: {error:#}", row.name);
+                return row;
+            }
+        };
+        row.name.clone_from(&kernel.release);
+        match self.boot(suite, &kernel) {
+            Ok(report) => {
+                (row.passed, row.failed, row.skipped) = (report.passed, report.failed, report.skipped);
+                if report.is_good() {
+                    row.outcome = Outcome::Pass;
+                }
+            }
+            Err(error) => eprintln!("vm: {}: {error:#}", kernel.release),
         }
-        Err(error) => eprintln!("vm: {}: {error:#}", kernel.release),
+        row.seconds = began.elapsed().as_secs_f64();
+        row
     }
-    row
+
+    fn boot(&self, suite: &kernels::Suite, kernel: &kernels::Kernel) -> Result<guest::Report> {
+        let foreign;
+        let ground = match &self.native {
+            Some(native) if suite.architecture == Architecture::Amd64 => native,
+            _ => {
+                foreign = self.foreign(suite)?;
+                &foreign
+            }
+        };
+        let initrd = initramfs::assemble(kernel, &self.out, &ground.userland, &ground.payload)?;
+        guest::run(&guest::Boot {
+            architecture: suite.architecture,
+            kernel,
+            initrd: &initrd,
+            log: &self.out.join(format!("{}.log", kernel.release)),
+            results: &self.out.join(format!("{}.results", kernel.release)),
+            timeout: Duration::from_secs(self.arguments.timeout),
+            verbose: self.arguments.verbose,
+        })
+    }
+
+    /// Built when its turn comes, so that this machine's own guests are not kept waiting for a cross build.
+    fn foreign(&self, suite: &kernels::Suite) -> Result<Ground> {
+        let arguments = self.arguments;
+        let apt =
+            kernels::Apt::new(&kernels::folder(suite, &self.cache), suite, arguments.mirror.as_deref())?;
+        Ok(Ground {
+            userland: foreign::userland(&apt, &self.out)?,
+            payload: payload::build(
+                suite.architecture,
+                &self.root,
+                &self.out,
+                arguments.release,
+                &arguments.case,
+            )?,
+        })
+    }
 }
 
 impl Row {
@@ -178,7 +236,7 @@ impl Row {
         let verdict = match &self.outcome {
             Outcome::Pass => "pass",
             Outcome::Failed => "FAILED",
-            Outcome::Skipped(why) => return format!("{:<32} skipped  not obtainable: {why}", self.name),
+            Outcome::Skipped(why) => return format!("{:<32} skipped  {why}", self.name),
         };
         let mut cases = format!("{} cases", self.passed + self.failed);
         if self.failed > 0 {

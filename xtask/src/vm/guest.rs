@@ -10,16 +10,18 @@
 use std::fs;
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::architecture::Architecture;
 use super::kernels::Kernel;
 
 /// Everything that a guest is started with.
 pub struct Boot<'a> {
+    pub architecture: Architecture,
     pub kernel: &'a Kernel,
     pub initrd: &'a Path,
     /// Where the console is kept.
@@ -76,31 +78,24 @@ pub fn run(boot: &Boot<'_>) -> Result<Report> {
     let _ = fs::remove_file(boot.results);
     let log = fs::File::create(boot.log).with_context(|| format!("cannot write {}", boot.log.display()))?;
     let began = Instant::now();
-    let mut qemu = Command::new("qemu-system-x86_64")
+    let (mut machine, console) = boot.architecture.machine();
+    let mut qemu = machine
         // One processor: two crash 6.12 now and then under this emulation.
-        .args(["-accel", "tcg", "-cpu", "Nehalem", "-m", "1G", "-smp", "1"])
-        .args([
-            "-display",
-            "none",
-            "-no-reboot",
-            "-nodefaults",
-            "-net",
-            "none",
-            "-serial",
-            "stdio",
-            "-serial",
-        ])
-        .arg(format!("file:{}", boot.results.display()))
+        .args(["-accel", "tcg", "-m", "1G", "-smp", "1", "-display", "none", "-no-reboot", "-nodefaults"])
+        .args(["-net", "none", "-serial", "stdio", "-chardev"])
+        .arg(format!("file,id=results,path={}", boot.results.display()))
+        .args(boot.architecture.second_serial())
         .arg("-kernel")
         .arg(&boot.kernel.vmlinuz)
         .arg("-initrd")
         .arg(boot.initrd)
-        .args(["-append", "console=ttyS0 panic=-1 mitigations=off nokaslr quiet loglevel=5"])
+        .arg("-append")
+        .arg(format!("console={console} panic=-1 mitigations=off nokaslr quiet loglevel=5"))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()
-        .context("cannot start qemu-system-x86_64")?;
+        .context("cannot start qemu")?;
     let mut report = Report::default();
     let outcome = listen(boot, began, &mut qemu, &mut report);
     let _ = qemu.kill();

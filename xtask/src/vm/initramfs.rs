@@ -18,8 +18,8 @@ use anyhow::{Context, Result};
 use super::kernels::Kernel;
 use super::tools::{find, output};
 
-/// Programs of this machine that the guest is given; busybox brings the rest.
-const PROGRAMS: &[&str] = &["nft", "conntrack", "ip", "tc"];
+/// Programs that the guest is given; busybox brings the rest.
+pub const PROGRAMS: &[&str] = &["nft", "conntrack", "ip", "tc"];
 
 /// Module folders that are copied whole, with what their modules depend on.
 const MODULES: &[&str] = &[
@@ -34,7 +34,7 @@ const MODULES: &[&str] = &[
 ];
 
 /// First process of the guest: file systems, then the cases, then off.
-const INIT: &str = "#!/bin/busybox sh
+pub const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mkdir -p /usr/bin /usr/sbin /proc /sys /dev /tmp /run /var/log /var/lib /root
 /bin/busybox --install -s /bin
 export PATH=/sbin:/bin HOME=/root

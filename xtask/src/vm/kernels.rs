@@ -17,17 +17,18 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
+use super::architecture::Architecture::{self, Amd64, Arm64};
 use super::tools::output;
 
 /// Debian's own keys.
 pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-const ARCHITECTURE: &str = "amd64";
 const FRESH: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// One kernel that the cases run on.
 pub struct Suite {
     /// The kernel's series.
     pub series: &'static str,
+    pub architecture: Architecture,
     /// Debian's name of the suite.
     pub name: &'static str,
     /// Newer point releases may be found only in its security archive.
@@ -38,15 +39,49 @@ pub struct Suite {
 
 /// Oldest first.
 pub const SUITES: &[Suite] = &[
-    Suite { series: "5.10", name: "bullseye", with_security: true, may_be_missing: true },
-    Suite { series: "6.1", name: "bookworm", with_security: false, may_be_missing: false },
-    Suite { series: "6.12", name: "trixie", with_security: false, may_be_missing: false },
-    Suite { series: "7", name: "trixie-backports", with_security: false, may_be_missing: false },
+    Suite {
+        series: "5.10",
+        architecture: Amd64,
+        name: "bullseye",
+        with_security: true,
+        may_be_missing: true,
+    },
+    Suite {
+        series: "6.1",
+        architecture: Amd64,
+        name: "bookworm",
+        with_security: false,
+        may_be_missing: false,
+    },
+    Suite {
+        series: "6.12",
+        architecture: Amd64,
+        name: "trixie",
+        with_security: false,
+        may_be_missing: false,
+    },
+    Suite {
+        series: "7",
+        architecture: Amd64,
+        name: "trixie-backports",
+        with_security: false,
+        may_be_missing: false,
+    },
+    Suite {
+        series: "6.12",
+        architecture: Arm64,
+        name: "trixie",
+        with_security: false,
+        may_be_missing: false,
+    },
 ];
 
 impl Suite {
     /// No wish chooses all; `6.1` is not `6.12`.
-    pub fn is_chosen(&self, wishes: &[String]) -> bool {
+    pub fn is_chosen(&self, architectures: &[Architecture], wishes: &[String]) -> bool {
+        if !architectures.contains(&self.architecture) {
+            return false;
+        }
         wishes.is_empty()
             || wishes.iter().any(|wish| wish == self.series || wish.starts_with(&format!("{}.", self.series)))
     }
@@ -65,7 +100,7 @@ pub struct Kernel {
 /// # Errors
 /// When nothing is cached and the mirror does not give it.
 pub fn obtain(suite: &Suite, cache: &Path, mirror: Option<&str>, refresh: bool) -> Result<Kernel> {
-    let folder = cache.join(format!("{}-{ARCHITECTURE}", suite.name));
+    let folder = folder(suite, cache);
     // Several clones may share the cache: one fetches, the others wait for what it brings.
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let lock = fs::File::create(folder.join("lock")).context("cannot create the cache's lock file")?;
@@ -93,10 +128,15 @@ pub fn obtain(suite: &Suite, cache: &Path, mirror: Option<&str>, refresh: bool) 
     }
 }
 
+/// What is kept of a suite.
+pub fn folder(suite: &Suite, cache: &Path) -> PathBuf {
+    cache.join(format!("{}-{}", suite.name, suite.architecture.debian()))
+}
+
 fn fetch(suite: &Suite, folder: &Path, mirror: Option<&str>) -> Result<()> {
     let apt = Apt::new(folder, suite, mirror)?;
     apt.run("apt-get", &["update", "-q"])?;
-    let meta = format!("linux-image-cloud-{ARCHITECTURE}");
+    let meta = format!("linux-image-cloud-{}", suite.architecture.debian());
     let mut packages = BTreeSet::new();
     let mut open = vec![meta];
     while let Some(package) = open.pop() {
@@ -193,12 +233,17 @@ fn collect(folder: &Path, into: &mut Vec<PathBuf>, ending: &str) -> Result<()> {
 }
 
 /// apt with folders of its own.
-struct Apt {
+pub struct Apt {
+    pub architecture: Architecture,
+    folder: PathBuf,
     options: Vec<String>,
 }
 
 impl Apt {
-    fn new(folder: &Path, suite: &Suite, mirror: Option<&str>) -> Result<Self> {
+    /// # Errors
+    /// When the folder cannot be written, or no mirror is known.
+    pub fn new(folder: &Path, suite: &Suite, mirror: Option<&str>) -> Result<Self> {
+        let architecture = suite.architecture;
         let apt = folder.join("apt");
         for part in ["lists/partial", "cache/archives/partial", "state"] {
             fs::create_dir_all(apt.join(part)).with_context(|| format!("cannot create {}", apt.display()))?;
@@ -226,14 +271,14 @@ impl Apt {
             format!("Dir::State::status={}", at("state/status")),
             format!("Dir::State::Lists={}", at("lists")),
             format!("Dir::Cache={}", at("cache")),
-            format!("APT::Architecture={ARCHITECTURE}"),
-            format!("APT::Architectures={ARCHITECTURE}"),
+            format!("APT::Architecture={}", architecture.debian()),
+            format!("APT::Architectures={}", architecture.debian()),
             "APT::Sandbox::User=root".to_owned(),
             "Acquire::Languages=none".to_owned(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
             "Acquire::Check-Valid-Until=false".to_owned(), // suites past their end of life are frozen
         ];
-        Ok(Self { options })
+        Ok(Self { architecture, folder: apt, options })
     }
 
     fn command(&self, program: &str) -> Command {
@@ -246,6 +291,28 @@ impl Apt {
 
     fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         output(self.command(program).args(arguments))
+    }
+
+    /// Fetches packages with everything that they depend on; gives the files.
+    ///
+    /// # Errors
+    /// When apt cannot resolve or fetch them.
+    pub fn download_with_dependencies(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        self.run("apt-get", &["update", "-q"])?;
+        let mut command = self.command("apt-get");
+        command.args([
+            "install",
+            "-q",
+            "-y",
+            "--download-only",
+            "--no-install-recommends",
+            "-o",
+            "Debug::NoLocking=1",
+        ]);
+        output(command.args(packages))?;
+        let mut debs = Vec::new();
+        collect(&self.folder.join("cache/archives"), &mut debs, ".deb")?;
+        Ok(debs)
     }
 
     /// Names of the packages that the newest version of a package depends on.
@@ -348,7 +415,7 @@ mod tests {
         let chosen = |wish: &str| -> Vec<&str> {
             SUITES
                 .iter()
-                .filter(|suite| suite.is_chosen(&[wish.to_owned()]))
+                .filter(|suite| suite.is_chosen(&[Amd64], &[wish.to_owned()]))
                 .map(|suite| suite.series)
                 .collect()
         };

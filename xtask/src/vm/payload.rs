@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::architecture::Architecture;
+use super::foreign::cross_build;
 use super::initramfs::{Archive, add_with_libraries};
 use super::tools::output;
 
@@ -16,23 +18,37 @@ use super::tools::output;
 ///
 /// # Errors
 /// When the build fails, or a built file cannot be read.
-pub fn build(root: &Path, out: &Path, release: bool, cases: &[String]) -> Result<PathBuf> {
+pub fn build(
+    architecture: Architecture,
+    root: &Path,
+    out: &Path,
+    release: bool,
+    cases: &[String],
+) -> Result<PathBuf> {
     let mut archive = Archive::new();
     for (name, selection) in [("flowlogd", ["--bin", "flowlogd"]), ("kernel", ["--test", "kernel"])] {
-        let built = executable(root, name, &selection, release)?;
-        let stripped = out.join(name);
-        output(Command::new("strip").arg("--strip-all").arg("-o").arg(&stripped).arg(&built))?;
+        let messages = match architecture {
+            Architecture::Amd64 => native_build(root, &selection, release)?,
+            Architecture::Arm64 => cross_build(root, &selection, release)?,
+        };
+        let built = executable(name, &messages)?;
+        let stripped = out.join(format!("{name}-{}", architecture.debian()));
+        let strip = match architecture {
+            Architecture::Amd64 => "strip",
+            Architecture::Arm64 => "aarch64-linux-gnu-strip",
+        };
+        output(Command::new(strip).arg("--strip-all").arg("-o").arg(&stripped).arg(&built))?;
         add_with_libraries(&mut archive, &stripped, &format!("payload/{name}"))?;
     }
     let chosen: String = cases.iter().map(|case| format!("{case}\n")).collect();
     archive.file("payload/arguments", 0o644, chosen.as_bytes());
-    let path = out.join("payload.cpio");
+    let path = out.join(format!("payload-{}.cpio", architecture.debian()));
     archive.write(&path)?;
     Ok(path)
 }
 
-/// Lets cargo build one target and tell where it put it.
-fn executable(root: &Path, name: &str, selection: &[&str], release: bool) -> Result<PathBuf> {
+/// Lets cargo build one target; gives its messages.
+fn native_build(root: &Path, selection: &[&str], release: bool) -> Result<String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root).args([
@@ -48,9 +64,13 @@ fn executable(root: &Path, name: &str, selection: &[&str], release: bool) -> Res
     }
     let done = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !done.status.success() {
-        bail!("building {name} failed");
+        bail!("building {} failed", selection.join(" "));
     }
-    let messages = String::from_utf8_lossy(&done.stdout);
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+/// Where cargo says that it put the executable of a target.
+fn executable(name: &str, messages: &str) -> Result<PathBuf> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())

@@ -9,28 +9,21 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Program, and the Debian package that brings it.
-const NEEDED: &[(&str, &str)] = &[
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("nft", "nftables"),
-    ("conntrack", "conntrack"),
-    ("ip", "iproute2"),
-    ("tc", "iproute2"),
-    ("busybox", "busybox-static"),
-    ("modprobe", "kmod"),
-    ("depmod", "kmod"),
-    ("strip", "binutils"),
-    ("xz", "xz-utils"),
-    ("dpkg-deb", "dpkg"),
-];
+use super::architecture::Architecture;
 
-/// Installs what `NEEDED` lacks.
+/// Program, and the Debian package that brings it; those that every guest needs.
+const NEEDED: &[(&str, &str)] =
+    &[("modprobe", "kmod"), ("depmod", "kmod"), ("xz", "xz-utils"), ("dpkg-deb", "dpkg")];
+
+/// Installs what `NEEDED` and these architectures lack.
 ///
 /// # Errors
 /// When something is missing and cannot be installed; says which command would.
-pub fn install_missing() -> Result<()> {
+pub fn install_missing(architectures: &[Architecture]) -> Result<()> {
+    let of_architectures = architectures.iter().flat_map(|architecture| architecture.needs());
+    let needed = NEEDED.iter().chain(of_architectures);
     let mut packages: Vec<&str> =
-        NEEDED.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+        needed.filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
     packages.dedup();
     if !Path::new(super::kernels::KEYRING).exists() {
         packages.push("debian-archive-keyring");
