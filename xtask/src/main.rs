@@ -1,7 +1,9 @@
 //! The project's own commands: `cargo xtask <verb>`, one file a verb.
 
 mod codegen;
+mod demo;
 mod ebpf;
+mod netns;
 mod test;
 mod vm;
 
@@ -20,6 +22,8 @@ struct Arguments {
 enum Verb {
     /// Write the files that are made from the code: the JSON schema of a line.
     Codegen(codegen::Arguments),
+    /// Show the flow log of real traffic on a small node, beside the kernel's own counts (as root).
+    Demo(demo::Arguments),
     /// Run everything that says whether the tree is good.
     Test(test::Arguments),
     /// Run the kernel cases on several real kernels, each in its own qemu guest.
@@ -31,6 +35,7 @@ enum Verb {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
         Verb::Codegen(arguments) => codegen::run(&arguments),
+        Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Vm(arguments) => vm::run(&arguments),
         Verb::Ebpf(arguments) => ebpf::run(&arguments),
