@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask <verb>`, one file a verb.
 
+mod bench;
 mod codegen;
 mod test;
 mod vm;
@@ -17,6 +18,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Measure what a flow, a line and a lookup cost.
+    Bench(bench::Arguments),
     /// Write the files that are made from the code: the JSON schema of a line.
     Codegen(codegen::Arguments),
     /// Run everything that says whether the tree is good.
@@ -27,6 +30,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
+        Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Codegen(arguments) => codegen::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Vm(arguments) => vm::run(&arguments),
