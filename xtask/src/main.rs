@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask <verb>`, one file a verb.
 
+mod bench;
 mod codegen;
 mod demo;
 mod ebpf;
@@ -20,6 +21,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Measure what a flow, a line and a lookup cost.
+    Bench(bench::Arguments),
     /// Write the files that are made from the code: the JSON schema of a line.
     Codegen(codegen::Arguments),
     /// Show the flow log of real traffic on a small node, beside the kernel's own counts (as root).
@@ -34,6 +37,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
+        Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Codegen(arguments) => codegen::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),

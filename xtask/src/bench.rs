@@ -1,0 +1,173 @@
+//! `cargo xtask bench`: what a flow, a line and a lookup cost, and how much memory a connection keeps.
+//!
+//! In: the bench targets of the agent package. Out: their own tables as they come, then one line a bench: nanoseconds
+//! and allocations an item, out of divan's table. What always holds: figures are per item and of one run, and nothing
+//! is asserted about time; `--quick` runs each bench once, over few flows and without a release build, and says
+//! only whether they work. Deliberately not here: what is measured (`agent/benches`), and figures to compare with
+//! (`agent/benches/README.md`).
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, bail};
+
+/// The bench targets of the agent package.
+const TARGETS: [&str; 2] = ["path", "memory"];
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Run each bench once over few flows, in a debug build: do they work?
+    #[arg(long)]
+    quick: bool,
+    /// Only benches whose path has this text, such as `pipeline::flush`.
+    filter: Option<String>,
+}
+
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let targets = TARGETS.iter().flat_map(|target| ["--bench", target]);
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args([if arguments.quick { "test" } else { "bench" }, "--quiet", "--package", "flowlogd"]);
+    // A filter is divan's alone; the memory bench is one measurement.
+    match &arguments.filter {
+        Some(filter) => cargo.args(["--bench", "path", "--", filter]),
+        None => cargo.args(targets),
+    };
+    if arguments.quick {
+        return Ok(if cargo.status()?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    let output = child.stdout.take().context("cargo has no output")?;
+    let mut summary = Summary::default();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        println!("{line}");
+        summary.read(&line);
+    }
+    if !child.wait()?.success() {
+        return Ok(ExitCode::FAILURE);
+    }
+    if summary.benches.is_empty() {
+        bail!("no bench has printed a rate: does the filter match one?");
+    }
+    println!("\n{:<44} {:>12} {:>12} {:>15}", "per item", "median ns", "fastest ns", "allocations");
+    for bench in &summary.benches {
+        let Bench { name, median, fastest, allocations } = bench;
+        println!("{name:<44} {median:>12.1} {fastest:>12.1} {allocations:>15.4}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One bench: nanoseconds and allocations an item.
+struct Bench {
+    name: String,
+    median: f64,
+    fastest: f64,
+    allocations: f64,
+}
+
+/// Reads divan's table row by row.
+#[derive(Default)]
+struct Summary {
+    /// The names of the tree down to the current row, one a level.
+    names: Vec<String>,
+    /// Seconds of the median pass of the current bench.
+    pass: f64,
+    /// The last row was the heading of the allocations.
+    allocations_follow: bool,
+    benches: Vec<Bench>,
+}
+
+impl Summary {
+    fn read(&mut self, line: &str) {
+        let inside = line.trim_start_matches(['│', '├', '╰', '─', ' ']);
+        let depth = (line.chars().count() - inside.chars().count()) / 3;
+        let is_named = line.contains("├─ ") || line.contains("╰─ ");
+        let cells: Vec<&str> = inside.split('│').map(str::trim).collect();
+        let Some(first) = cells.first() else { return };
+        if is_named {
+            let (name, fastest) = first.split_once("  ").unwrap_or((first, ""));
+            self.names.truncate(depth.saturating_sub(1));
+            self.names.push(name.to_owned());
+            self.pass = cells.get(2).copied().and_then(seconds).unwrap_or_default();
+            self.allocations_follow = false;
+            debug_assert!(fastest.is_empty() || seconds(fastest.trim()).is_some(), "{line}");
+        } else if let (Some(fastest), Some(median)) = (rate(first), cells.get(2).copied().and_then(rate)) {
+            self.benches.push(Bench {
+                name: self.names.join("::"),
+                median: 1e9 / median,
+                fastest: 1e9 / fastest,
+                allocations: 0.0,
+            });
+        } else if *first == "alloc:" {
+            self.allocations_follow = true;
+        } else if std::mem::take(&mut self.allocations_follow)
+            && let Some(bench) = self.benches.last_mut()
+            && let Some(count) = cells.get(2).and_then(|count| count.parse::<f64>().ok())
+        {
+            let items = self.pass * 1e9 / bench.median;
+            bench.allocations = if items > 0.0 { count / items } else { 0.0 };
+        }
+    }
+}
+
+/// `1.5 ms` in seconds.
+fn seconds(text: &str) -> Option<f64> {
+    let (number, unit) = text.split_once(' ')?;
+    let scale = match unit {
+        "ns" => 1e-9,
+        "µs" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        _ => return None,
+    };
+    Some(number.parse::<f64>().ok()? * scale)
+}
+
+/// `1.5 Mitem/s` in items a second.
+fn rate(text: &str) -> Option<f64> {
+    let (number, unit) = text.split_once(' ')?;
+    let scale = match unit.strip_suffix("item/s")? {
+        "" => 1.0,
+        "K" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        _ => return None,
+    };
+    Some(number.parse::<f64>().ok()? * scale)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "\
+Timer precision: 20 ns
+path                  fastest       │ slowest       │ median        │ mean          │ samples │ iters
+├─ cluster                          │               │               │               │         │
+│  ╰─ service         500 µs        │ 900 µs        │ 1 ms          │ 600 µs        │ 100     │ 100
+│                     20 Mitem/s    │ 11 Mitem/s    │ 10 Mitem/s    │ 16 Mitem/s    │         │
+╰─ pipeline                         │               │               │               │         │
+   ╰─ flush                         │               │               │               │         │
+      ╰─ 10000        1 ms          │ 4 ms          │ 2 ms          │ 3 ms          │ 10      │ 10
+                      10 Mitem/s    │ 2.5 Mitem/s   │ 5 Mitem/s     │ 3.3 Mitem/s   │         │
+                      max alloc:    │               │               │               │         │
+                        9           │ 9             │ 9             │ 9             │         │
+                        1 MB        │ 1 MB          │ 1 MB          │ 1 MB          │         │
+                      alloc:        │               │               │               │         │
+                        500         │ 500           │ 500           │ 500           │         │
+                        2 MB        │ 2 MB          │ 2 MB          │ 2 MB          │         │
+";
+
+    #[test]
+    fn a_table_of_divan_is_read_per_item() {
+        let mut summary = Summary::default();
+        TABLE.lines().for_each(|line| summary.read(line));
+        let [service, flush] = &summary.benches[..] else { panic!("{} benches", summary.benches.len()) };
+        assert_eq!(service.name, "cluster::service");
+        assert_eq!((service.median.round(), service.fastest.round(), service.allocations), (100.0, 50.0, 0.0));
+        assert_eq!(flush.name, "pipeline::flush::10000");
+        assert_eq!((flush.median.round(), flush.fastest.round()), (200.0, 100.0));
+        assert!((flush.allocations - 0.05).abs() < 1e-9, "{}", flush.allocations);
+    }
+}
