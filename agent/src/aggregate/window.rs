@@ -39,8 +39,8 @@ pub struct Contribution<'a> {
     pub dest_ip: Option<IpAddr>,
     /// 0 is none.
     pub nat_port: u16,
-    /// Place of the flow among those observed in this window: capped lists hold the first seen.
-    pub first_seen: u32,
+    /// When the flow began, and its place among those that began then: capped lists hold the first seen.
+    pub first_seen: (Timestamp, u32),
     pub source_labels: Option<&'a Labels>,
     pub dest_labels: Option<&'a Labels>,
     pub all: Option<&'a Trace>,
@@ -53,7 +53,7 @@ pub struct Contribution<'a> {
 
 /// The distinct values that were seen first, whatever the order in which flows are folded.
 #[derive(Clone, Debug)]
-struct FirstSeen<T>(Vec<(u32, T)>);
+struct FirstSeen<T>(Vec<((Timestamp, u32), T)>);
 
 impl<T> Default for FirstSeen<T> {
     fn default() -> Self {
@@ -62,7 +62,7 @@ impl<T> Default for FirstSeen<T> {
 }
 
 impl<T: Ord + Copy> FirstSeen<T> {
-    fn insert(&mut self, value: T, place: u32, limit: usize) {
+    fn insert(&mut self, value: T, place: (Timestamp, u32), limit: usize) {
         if let Some(known) = self.0.iter_mut().find(|(_, known)| *known == value) {
             known.0 = known.0.min(place);
         } else if self.0.len() < limit {
@@ -93,10 +93,11 @@ struct Record {
     num_flows: u64,
     started: u64,
     completed: u64,
-    /// The lists below are of a window in which this was set; until then they are the previous window's.
-    touched: bool,
+    /// Of the flows that were open in this window, silent ones among them.
     ips: [FirstSeen<IpAddr>; 2],
     nat_ports: FirstSeen<u16>,
+    /// The labels are of a window in which this was set; until then they are the previous window's.
+    touched: bool,
     labels: [Option<Labels>; 2],
     all: Trace,
     pending: Option<Trace>,
@@ -245,15 +246,23 @@ impl Window {
             }
             record.pending = flow.pending.cloned();
         }
+        if flow.seen || flow.touched {
+            for (ips, ip) in record.ips.iter_mut().zip([flow.source_ip, flow.dest_ip]) {
+                if let Some(ip) = ip {
+                    ips.insert(ip, flow.first_seen, self.settings.ips_limit);
+                }
+            }
+            if flow.nat_port != 0 {
+                record.nat_ports.insert(flow.nat_port, flow.first_seen, self.settings.nat_outgoing_ports_limit);
+            }
+        }
         if !flow.touched {
-            // A silent flow changes no list; but the first of a record that has none gives it its own.
+            // A silent flow changes no labels; but the first of a record that has none gives it its own.
             if record.touched || record.labels[0].is_some() {
                 return;
             }
         } else if !record.touched {
             record.touched = true;
-            record.ips = Default::default();
-            record.nat_ports.clear();
             record.labels = [None, None];
         }
         for (labels, more) in record.labels.iter_mut().zip([flow.source_labels, flow.dest_labels]) {
@@ -263,14 +272,6 @@ impl Window {
                 Some(labels) if labels.same(more) => {}
                 Some(labels) => *labels = labels.intersection(more),
             }
-        }
-        for (ips, ip) in record.ips.iter_mut().zip([flow.source_ip, flow.dest_ip]) {
-            if let Some(ip) = ip {
-                ips.insert(ip, flow.first_seen, self.settings.ips_limit);
-            }
-        }
-        if flow.nat_port != 0 {
-            record.nat_ports.insert(flow.nat_port, flow.first_seen, self.settings.nat_outgoing_ports_limit);
         }
     }
 
@@ -321,6 +322,8 @@ impl Window {
             record.started = 0;
             record.completed = 0;
             record.touched = false;
+            record.ips.iter_mut().for_each(FirstSeen::clear);
+            record.nat_ports.clear();
             record.policies_sequence = 0;
             record.drop_reasons.clear();
             record.policy_mismatch = None;

@@ -102,7 +102,7 @@ pub struct Connection {
     pub icmp_kind: u8,
     pub icmp_code: u8,
     pub labels_epoch: u32,
-    /// Place among the flows observed in this window.
+    /// Place in the order in which flows began.
     pub first_seen: u32,
     pub extra: Option<Box<Extra>>,
 }

@@ -10,7 +10,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
 use crate::model::{
-    Addresses, Counters, DropRecord, Endpoint, Evaluation, FiveTuple, ServiceName, Timestamp,
+    Addresses, Counters, DropRecord, Endpoint, Evaluation, FiveTuple, Labels, ServiceName, Timestamp,
 };
 
 /// A denied flow completes this long after its last drop.
@@ -60,8 +60,11 @@ pub struct Denied {
     pub beside_connection: bool,
     /// Dropped in this window.
     pub touched: bool,
-    /// Place among the flows observed in this window.
+    /// Place in the order in which flows began.
     pub first_seen: u32,
+    pub labels_epoch: u32,
+    /// Labels that an end carried earlier in this window, before it was relabelled: `[source, destination]`.
+    pub earlier_labels: [Option<Labels>; 2],
     /// The tuple was denied more than once in this window.
     pub reopened: bool,
 }
@@ -87,6 +90,8 @@ impl Denied {
             beside_connection: false,
             touched: false,
             first_seen: 0,
+            labels_epoch: 0,
+            earlier_labels: [None, None],
             reopened: false,
         }
     }

@@ -11,7 +11,8 @@ use crate::aggregate::{Contribution, Report, Window, key};
 use crate::cluster::Cluster;
 use crate::flow::{Connection, Denied, DeniedTable, Flags, Verdicts};
 use crate::model::{
-    Action, Addresses, Counters, Direction, Endpoint, EndpointKind, Evaluation, FiveTuple, Reporter, Trace,
+    Action, Addresses, Counters, Direction, Endpoint, EndpointKind, Evaluation, FiveTuple, Labels, Reporter,
+    Timestamp, Trace,
 };
 
 use super::ends::{Ends, PlainAddresses, Unnamed, name};
@@ -78,12 +79,13 @@ impl Fold<'_> {
         same_trace && a.all.has_deny() == b.all.has_deny()
     }
 
-    /// What a dataplane reported takes the place of evaluation. `true` per side whose verdict has moved.
+    /// What a dataplane reported takes the place of evaluation. Per side whose verdict has moved: to what.
     fn moved(
         &self,
         tuple: FiveTuple,
         evaluations: &mut [Option<Arc<Evaluation>>; 2],
-        reported: [bool; 2],
+        began: Timestamp,
+        reported: bool,
         may_move: bool,
     ) -> [Option<Arc<Evaluation>>; 2] {
         let mut moved = [None, None];
@@ -91,16 +93,16 @@ impl Fold<'_> {
             return moved;
         }
         for (side, (_, direction, _)) in SIDES.into_iter().enumerate() {
-            let verdict = self.verdicts.get(tuple, direction);
-            let Some(now) = verdict.and_then(|verdict| verdict.evaluation.as_ref()) else { continue };
-            match &evaluations[side] {
-                Some(before) if Arc::ptr_eq(before, now) => {}
-                Some(before) if self.same_record(before, now) => {
-                    evaluations[side] = Some(now.clone());
+            let Some(verdict) = self.verdicts.get(tuple, direction) else { continue };
+            while let Some(now) = verdict.next(evaluations[side].as_ref(), began) {
+                match &evaluations[side] {
+                    Some(before) if self.same_record(before, now) => evaluations[side] = Some(now.clone()),
+                    None if !reported => evaluations[side] = Some(now.clone()),
+                    _ => {
+                        moved[side] = may_move.then(|| now.clone());
+                        break;
+                    }
                 }
-                None if !reported[side] => evaluations[side] = Some(now.clone()),
-                _ if may_move => moved[side] = Some(now.clone()),
-                _ => {}
             }
         }
         moved
@@ -111,21 +113,24 @@ impl Fold<'_> {
         if self.verdicts.is_empty() {
             return;
         }
-        let reported = connection.flags.has(Flags::REPORTED);
         let tuple = connection.reported();
-        let moved = self.moved(tuple, &mut connection.evaluations, [reported; 2], !ended);
-        if moved.iter().all(Option::is_none) {
-            return;
+        loop {
+            let reported = connection.flags.has(Flags::REPORTED);
+            let evaluations = &mut connection.evaluations;
+            let moved = self.moved(tuple, evaluations, connection.began, reported, !ended);
+            if moved.iter().all(Option::is_none) {
+                return;
+            }
+            connection.flags.set(Flags::REOPENED);
+            self.connection(connection, fingerprint, [moved[0].is_some(), moved[1].is_some()], false);
+            for (side, now) in moved.into_iter().enumerate() {
+                let Some(now) = now else { continue };
+                connection.evaluations[side] = Some(now);
+                self.release(&mut connection.records[side], connection.records_epoch);
+                connection.flags.set(SIDES[side].2);
+            }
+            connection.flags.set(Flags::REOPENED);
         }
-        connection.flags.set(Flags::REOPENED);
-        self.connection(connection, fingerprint, [moved[0].is_some(), moved[1].is_some()], false);
-        for (side, now) in moved.into_iter().enumerate() {
-            let Some(now) = now else { continue };
-            connection.evaluations[side] = Some(now);
-            self.release(&mut connection.records[side], connection.records_epoch);
-            connection.flags.set(SIDES[side].2);
-        }
-        connection.flags.set(Flags::REOPENED);
     }
 
     fn release(&mut self, record: &mut u32, epoch: u16) {
@@ -201,14 +206,10 @@ impl Fold<'_> {
             let pending_trace = verdict.and_then(|verdict| verdict.pending.as_ref()).unwrap_or(self.empty);
             let own = if side == 0 { source } else { dest };
             let judged = self.window.settings().pending_policies && own.kind != EndpointKind::Hep;
-            let labels = |end: &'_ Endpoint, side: usize| {
-                let earlier = connection.extra.as_ref().and_then(|extra| extra.earlier_labels[side].as_ref());
-                match earlier {
-                    Some(earlier) => end.labels.intersection(earlier),
-                    None => end.labels.clone(),
-                }
-            };
-            let (source_labels, dest_labels) = (labels(source, 0), labels(dest, 1));
+            let earlier =
+                |side: usize| connection.extra.as_ref().and_then(|extra| extra.earlier_labels[side].as_ref());
+            let source_labels = labels_of_window(source, earlier(0));
+            let dest_labels = labels_of_window(dest, earlier(1));
             let contribution = Contribution {
                 incoming,
                 outgoing,
@@ -221,7 +222,7 @@ impl Fold<'_> {
                 dest_ip: Some(tuple.addresses.dst),
                 // A port is translated on the way out; a connection to itself goes nowhere.
                 nat_port: if tuple.addresses.src == tuple.addresses.dst { 0 } else { connection.snat_port },
-                first_seen: connection.first_seen,
+                first_seen: (connection.began, connection.first_seen),
                 source_labels: Some(&source_labels),
                 dest_labels: Some(&dest_labels),
                 all: evaluation.map(|evaluation| &evaluation.all),
@@ -252,8 +253,10 @@ impl Fold<'_> {
     fn is_withheld(&mut self, connection: &mut Connection, fingerprint: u64, ended: bool) -> bool {
         let replied = connection.is_replied();
         let mut denied_now = false;
+        // What was dropped before the connection began are packets of an earlier attempt.
         if let Some(denied) = self.denied.as_deref_mut().filter(|denied| !denied.is_empty())
             && let Some(denied) = denied.of_connection(connection.reported(), connection.key.icmp_id)
+            && denied.last >= connection.began
         {
             denied.beside_connection |= replied;
             denied_now = !replied;
@@ -295,6 +298,9 @@ impl Fold<'_> {
                     seen: true,
                     completed: true,
                     once: Some(fingerprint),
+                    source_ip: Some(connection.key.original.src),
+                    dest_ip: Some(connection.dst),
+                    first_seen: (connection.began, connection.first_seen),
                     ..Default::default()
                 };
                 self.window.fold(*record, &contribution);
@@ -309,8 +315,8 @@ impl Fold<'_> {
 
     /// Takes over new verdicts. `true`: the verdict moved, the flow as it was is over.
     pub(super) fn take_denied_verdicts(&self, denied: &mut Denied) -> bool {
-        let reported = denied.settled;
-        let moved = self.moved(denied.key.tuple, &mut denied.evaluations, [reported; 2], true);
+        let moved =
+            self.moved(denied.key.tuple, &mut denied.evaluations, denied.began, denied.settled, true);
         moved.iter().any(Option::is_some)
     }
 
@@ -338,6 +344,12 @@ impl Fold<'_> {
             denied.records = [Connection::NO_RECORD; 2];
             denied.records_epoch = self.window.epoch();
         }
+        for side in 0..2 {
+            let is_bare_node = denied.ends[side].as_ref().is_some_and(|end| end.is_bare_node);
+            if denied.evaluations[side].is_none() && (is_bare_node || side == 1 && denied.unpoliced) {
+                denied.evaluations[side] = Some(self.nothing_evaluated.clone());
+            }
+        }
         let pending = std::mem::take(&mut denied.pending);
         let Some(last_local) = (0..2).rev().find(|&side| denied.local[side]) else {
             self.stats.not_local_denied += pending;
@@ -357,7 +369,14 @@ impl Fold<'_> {
                 // What passed is in the connection's own line.
                 let record = denied.records[side];
                 if record != Connection::NO_RECORD {
-                    let contribution = Contribution { seen: true, completed: true, ..Default::default() };
+                    let contribution = Contribution {
+                        seen: true,
+                        completed: true,
+                        source_ip: Some(addresses.src),
+                        dest_ip: Some(addresses.dst),
+                        first_seen: (denied.began, denied.first_seen),
+                        ..Default::default()
+                    };
                     self.window.fold(record, &contribution);
                     self.window.detach(record);
                     denied.records[side] = Connection::NO_RECORD;
@@ -389,6 +408,8 @@ impl Fold<'_> {
             let pending_trace = verdict.and_then(|verdict| verdict.pending.as_ref()).unwrap_or(self.empty);
             let own = if side == 0 { source } else { dest };
             let judged = self.window.settings().pending_policies && own.kind != EndpointKind::Hep;
+            let source_labels = labels_of_window(source, denied.earlier_labels[0].as_ref());
+            let dest_labels = labels_of_window(dest, denied.earlier_labels[1].as_ref());
             let (incoming, outgoing) = match reporter {
                 Reporter::Src => (Counters::default(), pending),
                 Reporter::Dst => (pending, Counters::default()),
@@ -404,9 +425,9 @@ impl Fold<'_> {
                 source_ip: Some(addresses.src),
                 dest_ip: Some(addresses.dst),
                 nat_port: 0,
-                first_seen: denied.first_seen,
-                source_labels: Some(&source.labels),
-                dest_labels: Some(&dest.labels),
+                first_seen: (denied.began, denied.first_seen),
+                source_labels: Some(&source_labels),
+                dest_labels: Some(&dest_labels),
                 all: evaluation.map(|evaluation| &evaluation.all),
                 pending: judged.then_some(pending_trace),
                 policies_sequence: verdict.map_or(0, |verdict| verdict.sequence),
@@ -420,6 +441,7 @@ impl Fold<'_> {
             }
         }
         denied.reasons.clear();
+        denied.earlier_labels = [None, None];
         denied.touched = false;
         denied.reopened = false;
     }
@@ -438,16 +460,48 @@ pub(super) fn refresh_labels(cluster: &Cluster, connection: &mut Connection) {
     }
     connection.labels_epoch = epoch;
     for side in 0..2 {
-        let Some(before) = &connection.ends[side] else { continue };
-        let Some(now) = cluster.current(before).filter(|now| !Arc::ptr_eq(now, before)) else { continue };
-        let (now, before) = (now.clone(), before.labels.clone());
-        if connection.flags.has(Flags::TOUCHED) && !before.same(&now.labels) {
-            let earlier = &mut connection.extra().earlier_labels[side];
-            *earlier = Some(match earlier.take() {
-                Some(earlier) => earlier.intersection(&before),
-                None => before,
-            });
+        let Some(before) = refresh(cluster, &mut connection.ends[side]) else { continue };
+        if connection.flags.has(Flags::TOUCHED) {
+            keep_earlier(&mut connection.extra().earlier_labels[side], before);
         }
-        connection.ends[side] = Some(now);
+    }
+}
+
+/// The same for a denied flow.
+pub(super) fn refresh_denied_labels(cluster: &Cluster, denied: &mut Denied) {
+    let epoch = cluster.labels_epoch() as u32;
+    if denied.labels_epoch == epoch {
+        return;
+    }
+    denied.labels_epoch = epoch;
+    for side in 0..2 {
+        let Some(before) = refresh(cluster, &mut denied.ends[side]) else { continue };
+        if denied.touched {
+            keep_earlier(&mut denied.earlier_labels[side], before);
+        }
+    }
+}
+
+/// Takes the end's newest version; gives the labels before, if they are others.
+fn refresh(cluster: &Cluster, end: &mut Option<Arc<Endpoint>>) -> Option<Labels> {
+    let before = end.as_ref()?;
+    let now = cluster.current(before).filter(|now| !Arc::ptr_eq(now, before))?.clone();
+    let labels = (!before.labels.same(&now.labels)).then(|| before.labels.clone());
+    *end = Some(now);
+    labels
+}
+
+fn keep_earlier(earlier: &mut Option<Labels>, before: Labels) {
+    *earlier = Some(match earlier.take() {
+        Some(earlier) => earlier.intersection(&before),
+        None => before,
+    });
+}
+
+/// What the end carried all through this window.
+fn labels_of_window(end: &Endpoint, earlier: Option<&Labels>) -> Labels {
+    match earlier {
+        Some(earlier) => end.labels.intersection(earlier),
+        None => end.labels.clone(),
     }
 }

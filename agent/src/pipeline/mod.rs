@@ -30,7 +30,7 @@ use crate::model::{
 use crate::snapshot::Snapshot;
 
 use ends::PlainAddresses;
-use fold::{Fold, both_known, refresh_labels};
+use fold::{Fold, both_known, refresh_denied_labels, refresh_labels};
 pub use stats::Stats;
 use stats::count_by_name;
 
@@ -225,7 +225,7 @@ impl Pipeline {
             Observation::Connection(record) => self.observe_connection(record, snapshot),
             Observation::Drop(drop) => self.observe_drop(drop, snapshot),
             Observation::Verdict(verdict) => {
-                self.stats.verdicts_forgotten += u64::from(self.verdicts.observe(verdict));
+                self.stats.verdicts_forgotten += u64::from(self.verdicts.observe(verdict, self.at));
             }
             Observation::Tcp(_) | Observation::Process(_) | Observation::Dns(_) => self.stats.not_joined += 1,
             Observation::Lost { stage, events } => {
@@ -273,11 +273,7 @@ impl Pipeline {
                     connection.flags.set(Flags::COMPLETED);
                 }
             }
-            if !connection.flags.has(Flags::TOUCHED) {
-                connection.flags.set(Flags::TOUCHED);
-                connection.first_seen = self.first_seen;
-                self.first_seen = self.first_seen.saturating_add(1);
-            }
+            connection.flags.set(Flags::TOUCHED);
         }
         if ends {
             self.end(slot, snapshot);
@@ -305,7 +301,7 @@ impl Pipeline {
         }
         connection.flags.set(Flags::TOUCHED);
         connection.first_seen = self.first_seen;
-        self.first_seen = self.first_seen.saturating_add(1);
+        self.first_seen = self.first_seen.wrapping_add(1);
         connection.labels_epoch = snapshot.cluster.labels_epoch() as u32;
         let addresses = connection.reported().addresses;
         connection.ends = ends::endpoints(&snapshot.cluster, self.window.settings(), &addresses, self.at);
@@ -387,15 +383,15 @@ impl Pipeline {
         }
         let now = self.now;
         let key = DeniedKey::of(drop);
-        let first_seen = self.first_seen;
         let settings = self.window.settings();
         let mut fresh = Denied::new(drop, self.at);
-        fresh.first_seen = first_seen;
+        fresh.first_seen = self.first_seen;
+        self.first_seen = self.first_seen.wrapping_add(1);
+        fresh.labels_epoch = snapshot.cluster.labels_epoch() as u32;
         fresh.ends = ends::endpoints(&snapshot.cluster, settings, &key.tuple.addresses, self.at);
         let Some(denied) = self.denied.get_mut(&key) else {
             fold!(self, &snapshot.cluster, None).take_denied_verdicts(&mut fresh);
             fresh.count(drop, now);
-            self.first_seen = self.first_seen.saturating_add(1);
             if !self.denied.insert(fresh) {
                 self.stats.denied_overflow += Counters::new(drop.packets, drop.bytes);
                 self.lost_events = self.lost_events.saturating_add(1);
@@ -413,12 +409,9 @@ impl Pipeline {
             over.reopened = true;
             self.denied_over.push(over);
         } else {
-            if !denied.touched {
-                denied.first_seen = first_seen;
-            }
+            refresh_denied_labels(&snapshot.cluster, denied);
             denied.count(drop, now);
         }
-        self.first_seen = self.first_seen.saturating_add(1);
     }
 
     fn flush(&mut self, snapshot: &Snapshot) -> FlowLogs {
@@ -466,7 +459,7 @@ impl Pipeline {
 
         self.ended_keys.clear();
         self.ended_folded = 0;
-        self.first_seen = 0;
+        self.verdicts.close_window();
         let (logs, window) = self.window.flush(now, std::mem::take(&mut self.lost_events));
         self.stats.filtered_records += window.filtered_records;
         self.stats.filtered += window.filtered;
