@@ -22,7 +22,8 @@ const LIVE: u64 = if cfg!(debug_assertions) { 10_000 } else { 1_000_000 };
 fn status(field: &str) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let value = value.with_context(|| format!("/proc/self/status has no {field}: a Linux kernel is needed"))?;
+    let value =
+        value.with_context(|| format!("/proc/self/status has no {field}: a Linux kernel is needed"))?;
     Ok(value.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 

@@ -165,7 +165,10 @@ path                  fastest       │ slowest       │ median        │ mean
         TABLE.lines().for_each(|line| summary.read(line));
         let [service, flush] = &summary.benches[..] else { panic!("{} benches", summary.benches.len()) };
         assert_eq!(service.name, "cluster::service");
-        assert_eq!((service.median.round(), service.fastest.round(), service.allocations), (100.0, 50.0, 0.0));
+        assert_eq!(
+            (service.median.round(), service.fastest.round(), service.allocations),
+            (100.0, 50.0, 0.0)
+        );
         assert_eq!(flush.name, "pipeline::flush::10000");
         assert_eq!((flush.median.round(), flush.fastest.round()), (200.0, 100.0));
         assert!((flush.allocations - 0.05).abs() < 1e-9, "{}", flush.allocations);

@@ -69,7 +69,8 @@ fn parse_recording(bencher: Bencher, count: u64) {
 /// The same line, written.
 #[divan::bench(args = [1_000])]
 fn write_recording(bencher: Bencher, count: u64) {
-    let flows: Vec<_> = (0..count).map(|n| Line::Observation(Observation::Connection(world::flow(n)))).collect();
+    let flows: Vec<_> =
+        (0..count).map(|n| Line::Observation(Observation::Connection(world::flow(n)))).collect();
     let lines = RefCell::new(Vec::new());
     bencher.counter(ItemsCount::new(count)).bench_local(|| {
         let mut lines = lines.borrow_mut();

@@ -11,9 +11,9 @@ use aya::Ebpf;
 use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError};
 use flowlogd_ebpf::{Connection, ConnectionRecord, MODE_ADOPT, MODE_OFF, MODE_OUTSIDE, SHARD_CAPACITY, Stat};
 
+use super::super::netlink::walk_table;
 use super::Observed;
 use super::counts::{self, Counts};
-use super::dump::dump;
 use super::kernel::{Kernel, has_symbol};
 use super::load::{self, OpenError, Sizes, SourceError};
 use super::records::{Clock, Translator, Untold, order};
@@ -244,7 +244,7 @@ impl EbpfSource {
         }
         // The first dump loads nf_conntrack_netlink, whose function cannot have a probe before.
         if !self.can_adopt() {
-            dump(|| {}).map_err(SourceError::Dump)?;
+            walk_table(|| {}).map_err(SourceError::Dump)?;
             if let Err(error) = self.attach() {
                 tracing::warn!("{error}");
             }
@@ -270,7 +270,7 @@ impl EbpfSource {
         let clock = Clock::measure();
         let start = out.len();
         let (ends, translator) = (&mut self.ends, &mut self.translator);
-        let result = dump(|| {
+        let result = walk_table(|| {
             ends.drain(|record| translator.translate(record, clock, out));
         });
         load::set_mode(&mut self.bpf, MODE_OFF)?;

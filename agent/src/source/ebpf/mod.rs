@@ -9,7 +9,6 @@ mod btf;
 mod connections;
 mod counts;
 mod drops;
-mod dump;
 mod kernel;
 mod load;
 mod probe;
