@@ -123,7 +123,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         );
     }
     fs::remove_file(folder.path().join(RUNNING))?;
-    folder.keep();
+    let _ = folder.keep();
     println!("{}", flows.display());
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
