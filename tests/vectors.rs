@@ -32,7 +32,10 @@ fn the_vectors_are_the_tracked_scenarios_and_hold() {
     let text = match std::fs::read_to_string(&file) {
         Ok(text) => text,
         Err(error) if given.is_none() => {
-            eprintln!("SKIPPED: the vectors are not beside the project ({}: {error}); FLOWLOGD_VECTORS=FILE names them", file.display());
+            eprintln!(
+                "SKIPPED: the vectors are not beside the project ({}: {error}); FLOWLOGD_VECTORS=FILE names them",
+                file.display()
+            );
             return;
         }
         Err(error) => panic!("FLOWLOGD_VECTORS={}: {error}", file.display()),
@@ -63,7 +66,8 @@ fn the_vectors_are_the_tracked_scenarios_and_hold() {
         for (file, content) in files.iter().filter(|_| is_tracked) {
             let known = std::fs::read_to_string(tracked.join(name).join(file)).unwrap_or_default();
             if known != *content {
-                problems.push(format!("{name}/{file} is not what the vector gives: run with FLOWLOGD_BLESS=1"));
+                problems
+                    .push(format!("{name}/{file} is not what the vector gives: run with FLOWLOGD_BLESS=1"));
             }
         }
     }
@@ -108,7 +112,9 @@ fn contract(vector: &str) -> Option<(&'static str, Option<Value>)> {
         ),
         "deleted-endpoint-hits-ignored" => (
             "Contract 3 and 4: a deleted pod stays resolvable for 10 s, and every drop by a filter at a local end is in a line; Calico ignores verdicts of endpoints that are marked deleted.",
-            Some(json!([[{"action": "deny", "reporter": "dst", "dest_name_aggr": "web-*", "packets_in": 1}]])),
+            Some(
+                json!([[{"action": "deny", "reporter": "dst", "dest_name_aggr": "web-*", "packets_in": 1}]]),
+            ),
         ),
         _ => return None,
     })
@@ -358,7 +364,8 @@ impl<'a> Adapter<'a> {
                     self.verdict(flow, direction, list(&flow["pending"]), Some("pending"), now);
                 }
                 let (toward, from) = (pair(&flow["in"]), pair(&flow["out"]));
-                let (original, reply) = if flow["reporter"] == "dst" { (toward, from) } else { (from, toward) };
+                let (original, reply) =
+                    if flow["reporter"] == "dst" { (toward, from) } else { (from, toward) };
                 if is_denied(trace) {
                     self.dropped(flow, original, now);
                 } else {
@@ -402,7 +409,8 @@ impl<'a> Adapter<'a> {
                     self.lines.push((now, json!({"apply": self.pod(endpoint)})));
                 } else if !self.absent.contains(&text(&flow["id"])) {
                     let (namespace, name) = (&endpoint["ns"], &endpoint["name"]);
-                    let key = json!({"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name});
+                    let key =
+                        json!({"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name});
                     self.lines.push((now, json!({"delete": key})));
                 }
             }
@@ -478,7 +486,10 @@ impl<'a> Adapter<'a> {
 }
 
 fn is_denied(trace: &[Value]) -> bool {
-    trace.iter().rfind(|hit| !text(&hit["kind"]).starts_with("Staged")).is_some_and(|hit| hit["action"] == "deny")
+    trace
+        .iter()
+        .rfind(|hit| !text(&hit["kind"]).starts_with("Staged"))
+        .is_some_and(|hit| hit["action"] == "deny")
 }
 
 /// A dataplane's hit as a policy's: the end of a tier is its last enforced policy; a policy that the endpoint does
@@ -512,10 +523,8 @@ fn tuple(flow: &Value) -> Value {
 
 fn conntrack(event: &str, flow: &Value, original: [u64; 2], reply: [u64; 2]) -> Value {
     let mut line = counters(original, reply);
-    let (mut there, mut back) = (
-        json!({"src": flow["src"], "dst": flow["dst"]}),
-        json!({"src": flow["dst"], "dst": flow["src"]}),
-    );
+    let (mut there, mut back) =
+        (json!({"src": flow["src"], "dst": flow["dst"]}), json!({"src": flow["dst"], "dst": flow["src"]}));
     if has_ports(&flow["proto"]) {
         there["src_port"] = flow["sport"].clone();
         there["dst_port"] = flow["dport"].clone();

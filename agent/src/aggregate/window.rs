@@ -253,7 +253,11 @@ impl Window {
                 }
             }
             if flow.nat_port != 0 {
-                record.nat_ports.insert(flow.nat_port, flow.first_seen, self.settings.nat_outgoing_ports_limit);
+                record.nat_ports.insert(
+                    flow.nat_port,
+                    flow.first_seen,
+                    self.settings.nat_outgoing_ports_limit,
+                );
             }
         }
         if !flow.touched {

@@ -315,8 +315,7 @@ impl Fold<'_> {
 
     /// Takes over new verdicts. `true`: the verdict moved, the flow as it was is over.
     pub(super) fn take_denied_verdicts(&self, denied: &mut Denied) -> bool {
-        let moved =
-            self.moved(denied.key.tuple, &mut denied.evaluations, denied.began, denied.settled, true);
+        let moved = self.moved(denied.key.tuple, &mut denied.evaluations, denied.began, denied.settled, true);
         moved.iter().any(Option::is_some)
     }
 
