@@ -9,6 +9,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
@@ -61,10 +62,12 @@ fn replay(dir: &Path) -> Result<String, String> {
 
 /// Real output against the schema of the line: every scenario is a sample of it.
 fn fits_schema(stdout: &str) -> Result<(), String> {
-    let schema = jsonschema::validator_for(&flowlogd::wire::schema::schema()).map_err(|e| e.to_string())?;
+    static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
+        jsonschema::validator_for(&flowlogd::wire::schema::schema()).expect("the schema is one")
+    });
     for (number, line) in (1..).zip(stdout.lines()) {
         let value: Value = serde_json::from_str(line).map_err(|e| format!("line {number}: {e}"))?;
-        schema.validate(&value).map_err(|e| format!("line {number} does not fit the schema: {e}"))?;
+        SCHEMA.validate(&value).map_err(|e| format!("line {number} does not fit the schema: {e}"))?;
     }
     Ok(())
 }

@@ -36,8 +36,9 @@ pub enum ReplayError {
     Recording(#[from] ReadError),
     #[error("recording line {line}: {error}")]
     Object { line: u64, error: DecodeError },
-    #[error("lines cannot be written: {0}: check the output's disk, or where it is piped to")]
-    Output(io::Error),
+    /// The source says why: a reader that went away is no error.
+    #[error("lines cannot be written (check the output's disk, or where it is piped to)")]
+    Output(#[source] io::Error),
     #[error(
         "nothing in the cluster names the node {node:?}, so no flow has a local end; {}: give one of them with --node",
         nodes_there(nodes)
