@@ -35,15 +35,17 @@ layout!(
     fields: [[u8; 16], [u8; 16], u16, u16, u8, u8, u8, u8, u32, u32, crate::KernelTuple]
 );
 
-/// The value of `DROPS`; both only grow until user space takes the whole map away.
+/// The value of `DROPS`; packets and bytes only grow until user space takes the whole map away.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DropCount {
     pub packets: u64,
     /// IP total length.
     pub bytes: u64,
+    /// When the first of these packets was dropped, nanoseconds since boot: whose address it was then is told.
+    pub first_ns: u64,
 }
-layout!(DropCount, size: 16, fields: [u64, u64]);
+layout!(DropCount, size: 24, fields: [u64, u64, u64]);
 
 /// Slots of `REASONS`, a per-CPU count of packets by reason.
 pub const REASON_SLOTS: u32 = 512;

@@ -16,7 +16,7 @@ use aya_ebpf::{
     bindings::BPF_ANY,
     btf_maps::{HashMap, PerCpuArray, RingBuf},
     helpers::{
-        bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns,
+        bpf_get_current_pid_tgid, bpf_get_smp_processor_id,
         generated::{bpf_for_each_map_elem, bpf_ringbuf_output, bpf_ringbuf_query},
     },
     macros::{btf_map, kprobe},
@@ -28,7 +28,7 @@ use flowlogd_ebpf::{
 };
 
 use super::hashes::{Hash, Hashes};
-use super::{CONTROL, add, count, own_netns, read, setting};
+use super::{CONTROL, add, boot_ns, count, own_netns, read, setting};
 
 /// One slice of the live connections, keyed by the address of the `nf_conn`. Preallocated, never LRU.
 type Shard = Hash<u64, Connection>;
@@ -197,12 +197,6 @@ impl Conn {
 }
 
 #[inline(always)]
-fn now() -> u64 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_ktime_get_boot_ns() }
-}
-
-#[inline(always)]
 fn shard(address: u64) -> Option<&'static Shard> {
     CONNECTIONS.get(shard_of(address, setting!(shards)))
 }
@@ -224,7 +218,7 @@ fn deliver(record: *const ConnectionRecord) {
     // Unique: two records cannot be made on one CPU within a nanosecond.
     // SAFETY: the helper has no preconditions.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    let key = (now() << 10) | u64::from(cpu & 1023);
+    let key = (boot_ns() << 10) | u64::from(cpu & 1023);
     // SAFETY: `record` points to a live slot of SCRATCH.
     if TOMBSTONES.insert(key, unsafe { &*record }, u64::from(BPF_ANY)).is_ok() {
         count(Stat::Tombstones);
@@ -257,7 +251,7 @@ fn deliver_stale(entry: &Connection, scratch: *mut Scratch) {
 unsafe fn stale_record(record: *mut ConnectionRecord, entry: &Connection) {
     // SAFETY: by contract.
     unsafe {
-        (*record).at_ns = now();
+        (*record).at_ns = boot_ns();
         (*record).start_ns = entry.start_ns;
         (*record).original = entry.original;
         (*record).reply = KernelTuple { words: [0; 5] };
@@ -283,7 +277,7 @@ fn enter(address: u64, conn: &Conn, scratch: *mut Scratch, adopted: u16) -> bool
         deliver_stale(&old, scratch);
     }
     let entry = Connection {
-        start_ns: now(),
+        start_ns: boot_ns(),
         announced_ns: 0,
         suspect_ns: 0,
         original: conn.tuple(setting!(ct_original)),
@@ -378,7 +372,7 @@ pub fn conntrack_free(ctx: ProbeContext) -> u32 {
     }
     // SAFETY: `scratch` is a live slot of SCRATCH.
     let record = unsafe { &raw mut (*scratch).record };
-    conn.fill(record, RecordKind::End, now(), start_ns, flags);
+    conn.fill(record, RecordKind::End, boot_ns(), start_ns, flags);
     deliver(record);
     0
 }
@@ -426,7 +420,7 @@ pub fn conntrack_dump(ctx: ProbeContext) -> u32 {
     }
     // SAFETY: `scratch` is a live slot of SCRATCH.
     let record = unsafe { &raw mut (*scratch).record };
-    conn.fill(record, RecordKind::Outside, now(), 0, flags);
+    conn.fill(record, RecordKind::Outside, boot_ns(), 0, flags);
     deliver(record);
     0
 }
@@ -539,7 +533,7 @@ unsafe extern "C" fn visit_entry(
 pub extern "C" fn sweep(ctx: *mut c_void) -> i32 {
     let ctx = RawTracePointContext::new(ctx);
     let Some(shard): Option<&Shard> = CONNECTIONS.get(ctx.arg::<u32>(0)) else { return -2 };
-    let mut run = Run { at_ns: now(), reported: 0, full: 0 };
+    let mut run = Run { at_ns: boot_ns(), reported: 0, full: 0 };
     // SAFETY: the callback has the signature that the kernel expects of this map; `run` outlives the call.
     let result = unsafe {
         bpf_for_each_map_elem(shard.as_ptr(), visit_entry as *mut c_void, (&raw mut run).cast(), 0)
@@ -567,7 +561,7 @@ pub extern "C" fn sweep_entries(ctx: *mut c_void) -> i32 {
         ctx.arg(10),
         ctx.arg(11),
     ];
-    let mut run = Run { at_ns: now(), reported: 0, full: 0 };
+    let mut run = Run { at_ns: boot_ns(), reported: 0, full: 0 };
     for address in addresses {
         if address == 0 {
             continue;

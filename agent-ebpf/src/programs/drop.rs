@@ -15,7 +15,7 @@ use flowlogd_ebpf::{
 };
 
 use super::hashes::{Hash, Hashes};
-use super::{add, count, load_setting, own_netns, read, setting};
+use super::{add, boot_ns, count, load_setting, own_netns, read, setting};
 
 /// The current generation of counts. User space puts a fresh map in its place and reads the old one once no program
 /// can still be using it (the kernel waits for that before the replacement returns).
@@ -121,7 +121,7 @@ fn record(skb: u64, reason: u32) {
         grow(counts, bytes);
         return;
     }
-    if drops.insert(&key, &DropCount { packets: 1, bytes }, BPF_NOEXIST) {
+    if drops.insert(&key, &DropCount { packets: 1, bytes, first_ns: boot_ns() }, BPF_NOEXIST) {
         return;
     }
     // Another CPU was first, or the map is full.

@@ -110,3 +110,10 @@ pub fn own_netns() -> u64 {
         None => 0,
     }
 }
+
+/// Nanoseconds since boot, suspended time included.
+#[inline(always)]
+fn boot_ns() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { aya_ebpf::helpers::bpf_ktime_get_boot_ns() }
+}

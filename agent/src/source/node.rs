@@ -19,6 +19,10 @@ use super::accounting::ensure_accounting;
 use super::ebpf::{self, DropSource, EbpfOptions, EbpfSource};
 use super::netlink::{self, NetlinkOptions, NetlinkSource};
 
+/// How often drops are taken out of the kernel's map: it has to hold what is dropped in between, and a denied flow
+/// ends by the time of its last drop.
+const DROPS_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How often a module that was not loaded is looked for again.
 const RETRY_ATTACH: Duration = Duration::from_secs(5);
 
@@ -47,6 +51,7 @@ pub struct NodeSources {
     failing: bool,
     may_set_accounting: bool,
     next_attach: Instant,
+    next_drops: Instant,
 }
 
 impl NodeSources {
@@ -82,6 +87,7 @@ impl NodeSources {
             failing: false,
             may_set_accounting,
             next_attach,
+            next_drops: next_attach,
         })
     }
 
@@ -109,6 +115,9 @@ impl NodeSources {
     /// Waits at most `timeout`, and hands over what there is.
     pub fn poll(&mut self, timeout: Duration, step: &mut dyn FnMut(Observed)) {
         self.attach_late(step);
+        if Instant::now() >= self.next_drops {
+            self.collect_drops(step);
+        }
         let outcome = match &mut self.connections {
             Connections::Ebpf(source) => source.poll(timeout, &mut self.batch).map_err(|e| e.to_string()),
             Connections::Netlink(source) => source.poll(timeout, &mut self.batch).map_err(|e| e.to_string()),
@@ -162,21 +171,28 @@ impl NodeSources {
                 break;
             }
         }
+        self.collect_drops(step);
         let mut losses = match &mut self.connections {
             Connections::Ebpf(source) => source.losses(),
             Connections::Netlink(source) => source.losses(),
         };
         if let Ok(drops) = &mut self.drops {
-            let outcome = drops.collect(&mut self.batch).map_err(|error| error.to_string());
             match drops.other_reasons() {
                 Ok(reasons) => self.other_drops.extend(reasons),
                 Err(error) => warn!(%error, "drops of other reasons cannot be read"),
             }
             losses.extend(drops.losses());
-            self.hand_over(outcome, step);
         }
         for (stage, events) in losses {
             step(Observed { at: now(), observation: Observation::Lost { stage: Arc::from(stage), events } });
+        }
+    }
+
+    fn collect_drops(&mut self, step: &mut dyn FnMut(Observed)) {
+        self.next_drops = Instant::now() + DROPS_INTERVAL;
+        if let Ok(drops) = &mut self.drops {
+            let outcome = drops.collect(&mut self.batch).map_err(|error| error.to_string());
+            self.hand_over(outcome, step);
         }
     }
 

@@ -87,7 +87,6 @@ impl DropSource {
         self.generations.swap(0, 1);
         let [_, full] = &mut self.generations;
         let clock = Clock::measure();
-        let at = clock.wall(boot_ns());
         let keys = full.keys().collect::<Result<Vec<_>, _>>()?;
         let mut names: StdHashMap<u32, Arc<str>> = StdHashMap::new();
         for key in keys {
@@ -95,7 +94,10 @@ impl DropSource {
             full.remove(&key)?;
             let reason = names.entry(key.reason).or_insert_with(|| self.reasons.name(key.reason)).clone();
             match drop_record(&key, count, reason) {
-                Some(record) => out.push(Observed { at, observation: Observation::Drop(record) }),
+                Some(record) => out.push(Observed {
+                    at: clock.wall(count.first_ns),
+                    observation: Observation::Drop(record),
+                }),
                 None => self.malformed += 1,
             }
         }
@@ -132,12 +134,4 @@ impl DropSource {
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
         self.counts.totals()
     }
-}
-
-fn boot_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    u64::try_from(now.tv_sec)
-        .unwrap_or(0)
-        .saturating_mul(1_000_000_000)
-        .saturating_add(now.tv_nsec.cast_unsigned())
 }
