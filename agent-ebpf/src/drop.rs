@@ -51,3 +51,5 @@ layout!(DropCount, size: 24, fields: [u64, u64, u64]);
 pub const REASON_SLOTS: u32 = 512;
 /// Reasons below this have the slot of their number; a reason of subsystem `n` (bits 16 and up) has slot base + n.
 pub const REASON_SUBSYSTEM_BASE: u32 = 448;
+/// The number that stands for a drop by netfilter where the kernel has no reasons; all others are 0 there.
+pub const OLD_FILTER_REASON: u32 = 1;

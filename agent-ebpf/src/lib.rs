@@ -17,7 +17,7 @@ pub use connection::{
     Connection, ConnectionRecord, Control, KernelTuple, MODE_ADOPT, MODE_OFF, MODE_OUTSIDE, RecordFlags,
     RecordKind, SHARD_CAPACITY, WINDOW_BYTES, shard_of,
 };
-pub use drop::{DropCount, DropKey, REASON_SLOTS, REASON_SUBSYSTEM_BASE};
+pub use drop::{DropCount, DropKey, OLD_FILTER_REASON, REASON_SLOTS, REASON_SUBSYSTEM_BASE};
 #[cfg(not(target_arch = "bpf"))]
 pub use objects::{OBJECT_AARCH64, OBJECT_X86_64, object};
 pub use offsets::{ABSENT, Settings};

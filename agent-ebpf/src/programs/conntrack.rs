@@ -381,14 +381,37 @@ pub fn conntrack_free(ctx: ProbeContext) -> u32 {
 /// passes here with its address.
 #[kprobe]
 pub fn conntrack_dump(ctx: ProbeContext) -> u32 {
+    let Some(mode) = dump_mode() else { return 0 };
+    let Some(address) = ctx.arg::<u64>(4) else { return 0 };
+    dumped(address, mode)
+}
+
+/// `nf_ct_port_tuple_to_nlattr(skb, tuple)` and its like for ICMP, for kernels in which the compiler has changed
+/// `ctnetlink_fill_info`: the tuple is a part of the connection. Each connection passes twice, once a direction.
+#[kprobe]
+pub fn conntrack_dump_tuple(ctx: ProbeContext) -> u32 {
+    let Some(mode) = dump_mode() else { return 0 };
+    let Some(tuple) = ctx.arg::<u64>(1) else { return 0 };
+    // The last byte of the tuple is its direction.
+    match read::<u8>(tuple, 39) {
+        Some(0) => dumped(tuple.wrapping_sub(setting!(ct_original)), mode),
+        _ => 0,
+    }
+}
+
+/// What to do with a dumped connection, if it is the agent that dumps.
+#[inline(always)]
+fn dump_mode() -> Option<u32> {
     let (thread, mode) = match CONTROL.get(0) {
         Some(control) => (control.thread, control.mode),
-        None => return 0,
+        None => return None,
     };
-    if (mode != MODE_ADOPT && mode != MODE_OUTSIDE) || bpf_get_current_pid_tgid() as u32 != thread {
-        return 0;
-    }
-    let Some(address) = ctx.arg::<u64>(4) else { return 0 };
+    let wanted = mode == MODE_ADOPT || mode == MODE_OUTSIDE;
+    (wanted && bpf_get_current_pid_tgid() as u32 == thread).then_some(mode)
+}
+
+#[inline(always)]
+fn dumped(address: u64, mode: u32) -> u32 {
     let Some(scratch) = SCRATCH.get_ptr_mut(KPROBE) else { return 0 };
     let Some(conn) = Conn::read(address, scratch) else {
         count(Stat::ReadFailed);

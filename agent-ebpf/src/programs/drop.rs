@@ -11,7 +11,8 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use flowlogd_ebpf::{
-    ABSENT, DropCount, DropKey, KernelTuple, REASON_SLOTS, REASON_SUBSYSTEM_BASE, Settings, Stat,
+    ABSENT, DropCount, DropKey, KernelTuple, OLD_FILTER_REASON, REASON_SLOTS, REASON_SUBSYSTEM_BASE,
+    Settings, Stat,
 };
 
 use super::hashes::{Hash, Hashes};
@@ -39,7 +40,8 @@ pub fn drops(ctx: RawTracePointContext) -> i32 {
     } else {
         // Before 5.17 there is no reason: netfilter frees what its rules drop inside nf_hook_slow.
         let location: u64 = ctx.arg(1);
-        (0, location >= setting!(hook_start) && location < setting!(hook_end))
+        let by_filter = location >= setting!(hook_start) && location < setting!(hook_end);
+        (if by_filter { OLD_FILTER_REASON } else { 0 }, by_filter)
     };
     match is_ours(skb) {
         Some(true) => {}

@@ -16,7 +16,7 @@ use super::Observed;
 use super::counts::{self, Counts};
 use super::kernel::{Kernel, has_symbol};
 use super::load::{self, OpenError, Sizes, SourceError};
-use super::records::{Clock, Translator, Untold, order};
+use super::records::{Adoption, Clock, Translator, Untold, order};
 use super::ring::Ring;
 
 type Shard = HashMap<MapData, u64, Connection>;
@@ -31,14 +31,27 @@ const ENTRIES_A_RUN: usize = 12;
 /// How full a shard is when all connections are there: addresses do not spread evenly.
 const FILL: u64 = 90;
 
-/// Program, function, and whether the source needs it.
-const KPROBES: [(&str, &str, bool); 4] = [
+/// Program, function, and what it is for.
+const KPROBES: [(&str, &str, Purpose); 7] = [
     // The end first: whatever is seen to start is then seen to end.
-    ("conntrack_free", "nf_conntrack_free", true),
-    ("conntrack_confirm", "__nf_conntrack_confirm", true),
-    ("conntrack_insert", "nf_conntrack_hash_check_insert", false),
-    ("conntrack_dump", "ctnetlink_fill_info", false),
+    ("conntrack_free", "nf_conntrack_free", Purpose::Needed),
+    ("conntrack_confirm", "__nf_conntrack_confirm", Purpose::Needed),
+    ("conntrack_insert", "nf_conntrack_hash_check_insert", Purpose::Extra),
+    ("conntrack_dump", "ctnetlink_fill_info", Purpose::Adopt),
+    // Where the compiler has split or inlined the one above: these are exported, or called by pointer only.
+    ("conntrack_dump_tuple", "nf_ct_port_tuple_to_nlattr", Purpose::AdoptByTuple),
+    ("conntrack_dump_tuple", "icmp_tuple_to_nlattr", Purpose::AdoptByTuple),
+    ("conntrack_dump_tuple", "icmpv6_tuple_to_nlattr", Purpose::AdoptByTuple),
 ];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Needed,
+    /// Entries that no packet made.
+    Extra,
+    Adopt,
+    AdoptByTuple,
+}
 
 #[derive(Clone, Debug)]
 pub struct EbpfOptions {
@@ -86,6 +99,8 @@ pub struct EbpfStatus {
     pub shards: u32,
     /// Live connections told that have no entry in the map.
     pub outside: u64,
+    /// Connections that ended while they were about to be adopted: all they moved was before the agent.
+    pub ended_before_adoption: u64,
     /// Totals since start, by name.
     pub counts: Vec<(&'static str, u64)>,
     /// Probe hits that the kernel skipped; `None`: this kernel does not tell.
@@ -117,6 +132,13 @@ impl EbpfSource {
     /// Loads everything, attaches what can be attached. Connection tracking that is not loaded yet is no error
     /// ([`Attached::WaitingForConntrack`]).
     pub fn open(options: &EbpfOptions) -> Result<Self, OpenError> {
+        let mut source = Self::load(options, false)?;
+        source.attach()?;
+        Ok(source)
+    }
+
+    /// Attaches nothing. `keep_shards`: also where the kernel can walk them.
+    fn load(options: &EbpfOptions, keep_shards: bool) -> Result<Self, OpenError> {
         let mut kernel = Kernel::resolve()?;
         if !kernel.has_conntrack {
             return Err(OpenError::NoConntrack);
@@ -152,7 +174,7 @@ impl EbpfSource {
             connections
                 .set(i, &shard, 0)
                 .map_err(|error| OpenError::Maps(format!("shard {i}: {}", load::chain(&error))))?;
-            if sweep == SweepBy::Entries {
+            if keep_shards || sweep == SweepBy::Entries {
                 named.push(shard);
             }
         }
@@ -175,14 +197,13 @@ impl EbpfSource {
             malformed_told: 0,
             bpf,
         };
-        for (program, _, needed) in KPROBES {
+        for (program, _, purpose) in KPROBES {
             match load::load_kprobe(&mut source.bpf, program) {
                 Ok(()) => {}
-                Err(error) if needed => return Err(error),
+                Err(error) if purpose == Purpose::Needed => return Err(error),
                 Err(error) => tracing::warn!("{error}"),
             }
         }
-        source.attach()?;
         Ok(source)
     }
 
@@ -195,30 +216,34 @@ impl EbpfSource {
                 "neither the kprobe event source nor tracefs offers them".into(),
             ));
         }
-        let mut complete = true;
-        for (program, function, needed) in KPROBES {
-            if self.probes.contains(&function) {
+        for (program, function, purpose) in KPROBES {
+            let has_better = purpose == Purpose::AdoptByTuple && self.probes.contains(&"ctnetlink_fill_info");
+            if self.probes.contains(&function) || has_better {
                 continue;
             }
             let probe = load::kprobe(&mut self.bpf, program)?;
             if probe.fd().is_err() {
-                continue; // an optional one that the kernel refused
+                continue; // one of the others, which the kernel refused
             }
-            match probe.attach(function, 0) {
-                Ok(_) => self.probes.push(function),
+            let mut attached = probe.attach(function, 0).map(|_| ());
+            if attached.is_err() && purpose == Purpose::Needed && has_symbol(function) {
+                // It may have come with a module that was loaded just now.
+                attached = probe.attach(function, 0).map(|_| ());
+                if let Err(error) = &attached {
+                    return Err(OpenError::NoKprobes(format!("{function}: {}", load::chain(error))));
+                }
+            }
+            match attached {
+                Ok(()) => self.probes.push(function),
                 Err(error) => {
-                    if needed && has_symbol(function) {
-                        return Err(OpenError::NoKprobes(format!("{function}: {}", load::chain(&error))));
-                    }
                     tracing::debug!("no probe on {function} yet: {}", load::chain(&error));
-                    if needed {
-                        complete = false;
-                        break;
+                    if purpose == Purpose::Needed {
+                        return Ok(false);
                     }
                 }
             }
         }
-        Ok(complete)
+        Ok(true)
     }
 
     /// For a module that is loaded after the agent: call it now and then while the status says
@@ -229,11 +254,14 @@ impl EbpfSource {
 
     /// Connection tracking is there, and its functions are probed.
     pub fn is_attached(&self) -> bool {
-        KPROBES.iter().all(|(_, function, needed)| !needed || self.probes.contains(function))
+        let needed = |purpose: &Purpose| *purpose == Purpose::Needed;
+        KPROBES.iter().all(|(_, function, purpose)| !needed(purpose) || self.probes.contains(function))
     }
 
     fn can_adopt(&self) -> bool {
-        self.probes.contains(&"ctnetlink_fill_info")
+        KPROBES.iter().any(|(_, function, purpose)| {
+            matches!(purpose, Purpose::Adopt | Purpose::AdoptByTuple) && self.probes.contains(function)
+        })
     }
 
     /// Tells of every connection that exists as Adopt. Until it has been called, ends of connections that nobody saw
@@ -251,13 +279,14 @@ impl EbpfSource {
         }
         if !self.can_adopt() {
             tracing::warn!(
-                "connections that exist now cannot be adopted (no probe on ctnetlink_fill_info): they are not reported until they end, and then counted as not_adopted"
+                "connections that exist now cannot be adopted (no probe on ctnetlink_fill_info or nf_ct_port_tuple_to_nlattr): they are not reported until they end, and then counted as not_adopted"
             );
+            self.translator.adoption = Adoption::Impossible;
             return Ok(());
         }
         self.dump_in_mode(MODE_ADOPT, out)?;
         self.sweep(out)?;
-        self.translator.adopted = true;
+        self.translator.adoption = Adoption::Done;
         Ok(())
     }
 
@@ -325,7 +354,8 @@ impl EbpfSource {
         let more = self.next_shard < self.shards;
         if !more {
             self.next_shard = 0;
-            self.read_tombstones(clock, out)?;
+            let left = self.counts.total(Stat::Tombstones)?;
+            self.read_tombstones(clock, out, left)?;
         }
         order(out.get_mut(start..).unwrap_or_default());
         if !more {
@@ -348,8 +378,13 @@ impl EbpfSource {
         Ok(())
     }
 
-    fn read_tombstones(&mut self, clock: Clock, out: &mut Vec<Observed>) -> Result<(), SourceError> {
-        let total = self.counts.total(Stat::Tombstones)?;
+    /// `total`: tombstones ever left.
+    fn read_tombstones(
+        &mut self,
+        clock: Clock,
+        out: &mut Vec<Observed>,
+        total: u64,
+    ) -> Result<(), SourceError> {
         if total == self.seen_tombstones {
             return Ok(());
         }
@@ -368,7 +403,7 @@ impl EbpfSource {
         let overflow = self.counts.total(Stat::Overflow)?;
         let due = overflow != self.seen_overflow || self.translator.outside_len() > 0;
         self.seen_overflow = overflow;
-        if !due || !self.can_adopt() || !self.translator.adopted {
+        if !due || !self.can_adopt() || self.translator.adoption != Adoption::Done {
             return Ok(());
         }
         self.dump_in_mode(MODE_OUTSIDE, out)
@@ -402,6 +437,7 @@ impl EbpfSource {
             capacity: u64::from(self.shards) * SHARD_CAPACITY as u64,
             shards: self.shards,
             outside: self.translator.outside_len() as u64,
+            ended_before_adoption: self.translator.ended_before,
             counts: self.counts.totals(),
             missed: counts::missed_runs(),
         }
@@ -424,6 +460,81 @@ fn shards(options: &EbpfOptions) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{ConnectionEvent, Directional, Observation};
+    use flowlogd_ebpf::KernelTuple;
+
+    /// The source without its probes, or why not here.
+    fn loaded() -> Option<EbpfSource> {
+        let options =
+            EbpfOptions { max_connections: Some(20_000), map_memory_bytes: 64 << 20, ring_bytes: 4096 };
+        match EbpfSource::load(&options, true) {
+            Ok(source) => Some(source),
+            Err(error) => {
+                eprintln!("SKIPPED: {error}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn a_sweep_closes_entries_whose_memory_is_gone() {
+        let Some(mut source) = loaded() else { return };
+        // Addresses that no kernel has; half of them were told before.
+        let shards = source.shards;
+        assert!(shards > 1);
+        let mut bytes = [0; 40];
+        bytes[18..20].copy_from_slice(&2_u16.to_ne_bytes());
+        bytes[38] = 17;
+        let entries = 1000_u64;
+        for i in 1..=entries {
+            bytes[..4].copy_from_slice(&(i as u32).to_ne_bytes());
+            let entry = Connection {
+                start_ns: i,
+                announced_ns: if i % 2 == 0 { i } else { 0 },
+                original: KernelTuple::from_bytes(bytes),
+                ..Connection::default()
+            };
+            let address = i * 64;
+            let shard = flowlogd_ebpf::shard_of(address, u64::from(shards));
+            source.named[shard as usize].insert(address, entry, 0).unwrap();
+        }
+        let mut out = Vec::new();
+        source.sweep(&mut out).unwrap();
+        assert_eq!(out.len() as u64, entries / 2);
+        for observed in &out {
+            let Observation::Connection(told) = &observed.observation else { panic!("{observed:?}") };
+            assert_eq!(told.event, ConnectionEvent::End { confirmed: true });
+            assert_eq!(told.counters, Directional::default());
+        }
+        assert_eq!(source.losses(), [("stale", entries)]);
+        assert_eq!(source.losses(), []);
+        assert!(source.named.iter().all(|shard| shard.keys().next().is_none()));
+        out.clear();
+        source.sweep(&mut out).unwrap();
+        assert_eq!(out, []);
+    }
+
+    #[test]
+    fn tombstones_are_read_by_the_sweep_after_they_were_left() {
+        let Some(mut source) = loaded() else { return };
+        source.translator.adoption = Adoption::Done;
+        let mut bytes = [0; 40];
+        bytes[18..20].copy_from_slice(&2_u16.to_ne_bytes());
+        let record = ConnectionRecord {
+            original: KernelTuple::from_bytes(bytes),
+            reply: KernelTuple::from_bytes(bytes),
+            kind: flowlogd_ebpf::RecordKind::End as u8,
+            flags: flowlogd_ebpf::RecordFlags::CONFIRMED,
+            ..ConnectionRecord::default()
+        };
+        source.tombstones.insert(1, record, 0).unwrap();
+        source.tombstones.insert(2, record, 0).unwrap();
+        let mut out = Vec::new();
+        source.read_tombstones(Clock::measure(), &mut out, 2).unwrap();
+        assert_eq!(out.len(), 4); // New and End of each
+        source.read_tombstones(Clock::measure(), &mut out, 2).unwrap();
+        assert_eq!(out.len(), 4);
+    }
 
     #[test]
     fn shards_follow_the_limit_and_the_memory() {

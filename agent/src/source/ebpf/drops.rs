@@ -135,3 +135,89 @@ impl DropSource {
         self.counts.totals()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::process::Command;
+
+    use super::*;
+    use crate::model::Observation;
+
+    /// Runs a command in this thread's network namespace; its output if it fails.
+    fn command(program: &str, args: &[&str]) -> Result<(), String> {
+        let output =
+            Command::new(program).args(args).output().map_err(|error| format!("{program}: {error}"))?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// A network namespace for this thread alone, with a rule that drops UDP to port 9.
+    fn own_namespace() -> Result<(), String> {
+        // SAFETY: a network namespace concerns no memory and no file descriptor; the thread ends with the test.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+            .map_err(|error| format!("unshare: {error}"))?;
+        command("ip", &["link", "set", "lo", "up"])?;
+        command(
+            "nft",
+            &[
+                "add table inet t; add chain inet t i { type filter hook input priority 0; }; add rule inet t i udp dport 9 drop",
+            ],
+        )
+    }
+
+    #[test]
+    fn each_dropped_packet_is_told_once() {
+        std::thread::spawn(|| {
+            if let Err(error) = own_namespace() {
+                eprintln!("SKIPPED: {error}");
+                return;
+            }
+            let mut source = match DropSource::open() {
+                Ok(source) => source,
+                Err(error) => {
+                    eprintln!("SKIPPED: {error}");
+                    return;
+                }
+            };
+            let mut sent = std::collections::BTreeMap::new();
+            let mut told = std::collections::BTreeMap::new();
+            let mut out = Vec::new();
+            for round in 0..5_u64 {
+                for target in ["127.0.0.1:9", "[::1]:9"] {
+                    let local = if target.starts_with('[') { "[::1]:0" } else { "127.0.0.1:0" };
+                    let socket = UdpSocket::bind(local).unwrap();
+                    let header = if target.starts_with('[') { 48 } else { 28 };
+                    for n in 0..20 * (round + 1) {
+                        let length = (n % 100) as usize;
+                        socket.send_to(&vec![0; length], target).unwrap();
+                        let entry = sent.entry(socket.local_addr().unwrap()).or_insert((0_u64, 0_u64));
+                        *entry = (entry.0 + 1, entry.1 + length as u64 + header);
+                        if n % 30 == 7 {
+                            source.collect(&mut out).unwrap();
+                        }
+                    }
+                }
+            }
+            source.collect(&mut out).unwrap();
+            for observed in &out {
+                let Observation::Drop(drop) = &observed.observation else { panic!("{observed:?}") };
+                assert_eq!(&*drop.reason, "NETFILTER_DROP");
+                assert_eq!(drop.tuple.addresses.dst_port, 9);
+                let at = std::net::SocketAddr::new(drop.tuple.addresses.src, drop.tuple.addresses.src_port);
+                let entry = told.entry(at).or_insert((0, 0));
+                *entry = (entry.0 + drop.packets, entry.1 + drop.bytes);
+            }
+            assert_eq!(told, sent);
+            assert_eq!(source.losses(), []);
+            out.clear();
+            source.collect(&mut out).unwrap();
+            assert_eq!(out, []);
+        })
+        .join()
+        .unwrap();
+    }
+}

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::sync::Arc;
 
-use flowlogd_ebpf::{ABSENT, KernelTuple, REASON_SUBSYSTEM_BASE, Settings, WINDOW_BYTES};
+use flowlogd_ebpf::{ABSENT, KernelTuple, OLD_FILTER_REASON, REASON_SUBSYSTEM_BASE, Settings, WINDOW_BYTES};
 
 use super::btf::{Btf, BtfError};
 
@@ -118,8 +118,9 @@ impl Kernel {
                 *slot = number.map_or(ABSENT, |n| n as u64);
             }
         } else {
-            // All that the program can tell apart: what nf_hook_slow freed. Its number is then the index here.
-            reasons.names = vec![Some(Arc::from("NETFILTER_DROP"))];
+            // All that the program can tell apart: what nf_hook_slow freed.
+            let variants = [("NOT_SPECIFIED", 0), ("NETFILTER_DROP", OLD_FILTER_REASON)];
+            reasons.names = table(&variants, "", REASON_SUBSYSTEM_BASE);
         }
         Ok(Self { settings, reasons, has_conntrack })
     }

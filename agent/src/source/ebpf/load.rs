@@ -65,7 +65,10 @@ impl Sizes {
 }
 
 pub(super) fn load(settings: &Settings, sizes: &Sizes) -> Result<Ebpf, OpenError> {
-    let object = flowlogd_ebpf::object().ok_or(OpenError::Architecture)?;
+    load_object(flowlogd_ebpf::object().ok_or(OpenError::Architecture)?, settings, sizes)
+}
+
+fn load_object(object: &[u8], settings: &Settings, sizes: &Sizes) -> Result<Ebpf, OpenError> {
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SETTINGS", settings, true)
@@ -135,8 +138,13 @@ pub(super) fn kprobe<'a>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mu
     Ok(program)
 }
 
+/// Also fine when it is loaded already: one program can sit on several functions.
 pub(super) fn load_kprobe(bpf: &mut Ebpf, name: &'static str) -> Result<(), OpenError> {
-    kprobe(bpf, name)?.load().map_err(|error| refusal(name, &error))
+    let program = kprobe(bpf, name)?;
+    if program.fd().is_ok() {
+        return Ok(());
+    }
+    program.load().map_err(|error| refusal(name, &error))
 }
 
 /// Runs a loaded raw tracepoint program once, in this thread. Gives what the program returned.
@@ -184,4 +192,51 @@ pub(super) fn set_mode(bpf: &mut Ebpf, mode: u32) -> Result<(), SourceError> {
     let mut value = map.get(&0, 0)?;
     value.mode = mode;
     Ok(map.set(0, value, 0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::programs::Program;
+
+    use super::super::kernel::Kernel;
+    use super::*;
+
+    #[test]
+    fn the_kernel_accepts_every_program_of_both_objects() {
+        let settings = match Kernel::resolve() {
+            Ok(kernel) => kernel.settings,
+            Err(error) => {
+                eprintln!("SKIPPED: {error}");
+                return;
+            }
+        };
+        for object in [flowlogd_ebpf::OBJECT_X86_64, flowlogd_ebpf::OBJECT_AARCH64] {
+            let mut bpf = match load_object(object, &settings, &Sizes::NONE) {
+                Ok(bpf) => bpf,
+                Err(error) => {
+                    eprintln!("SKIPPED: {error}");
+                    return;
+                }
+            };
+            let mut seen = 0;
+            for (name, program) in bpf.programs_mut() {
+                seen += 1;
+                match program {
+                    Program::RawTracePoint(program) => program.load(),
+                    Program::KProbe(program) => program.load(),
+                    other => panic!("{name}: {other:?}"),
+                }
+                .unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
+            }
+            assert_eq!(seen, 9);
+        }
+    }
+
+    #[test]
+    fn an_error_is_one_line_with_its_causes() {
+        let inner = std::io::Error::other("inside");
+        let error = SourceError::Dump(inner);
+        assert!(chain(&error).contains("inside"));
+        assert_eq!(chain(&error).lines().count(), 1);
+    }
 }

@@ -61,9 +61,22 @@ pub struct Untold {
 pub struct Translator {
     /// Connections without an entry in the map that have been told.
     outside: HashSet<(u16, KernelTuple)>,
-    /// All that existed before the agent has been adopted: an end that nobody knows is of a younger one.
-    pub adopted: bool,
+    pub adoption: Adoption,
+    /// Connections that ended while they were about to be adopted: all they moved was before the agent.
+    pub ended_before: u64,
     pub untold: Untold,
+}
+
+/// What an end means of which neither birth nor adoption is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Adoption {
+    /// It is older than the agent, which has just begun.
+    #[default]
+    Pending,
+    /// All older ones are known: it is younger, and the map had no room for it.
+    Done,
+    /// It may be either: not told, and counted.
+    Impossible,
 }
 
 impl Translator {
@@ -123,12 +136,18 @@ impl Translator {
                         }
                     }
                 } else if !self.outside.remove(&known) {
-                    if !self.adopted {
-                        self.untold.not_adopted += 1;
-                        return;
+                    match self.adoption {
+                        // Its start is not known, its counts are all its own.
+                        Adoption::Done => push(at, born),
+                        Adoption::Pending => {
+                            self.ended_before += 1;
+                            return;
+                        }
+                        Adoption::Impossible => {
+                            self.untold.not_adopted += 1;
+                            return;
+                        }
                     }
-                    // Born after the agent, into a full map: its start is not known, its counts are all its own.
-                    push(at, born);
                 }
                 told.event = ConnectionEvent::End { confirmed: true };
                 push(at, told);
@@ -256,4 +275,184 @@ pub fn drop_record(key: &DropKey, count: DropCount, reason: Arc<str>) -> Option<
         bytes: count.bytes,
         reason,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLOCK: Clock = Clock { offset_ns: 1000 };
+
+    fn tuple(src: [u8; 4], dst: [u8; 4], src_port: u16, dst_port: u16, proto: u8) -> KernelTuple {
+        let mut bytes = [0; 40];
+        bytes[..4].copy_from_slice(&src);
+        bytes[16..18].copy_from_slice(&src_port.to_be_bytes());
+        bytes[18..20].copy_from_slice(&AF_INET.to_ne_bytes());
+        bytes[20..24].copy_from_slice(&dst);
+        bytes[36..38].copy_from_slice(&dst_port.to_be_bytes());
+        bytes[38] = proto;
+        KernelTuple::from_bytes(bytes)
+    }
+
+    /// A connection to a service address, after DNAT.
+    fn record(kind: RecordKind, flags: u32) -> ConnectionRecord {
+        ConnectionRecord {
+            at_ns: 50,
+            start_ns: 10,
+            original: tuple([10, 0, 0, 1], [10, 96, 0, 10], 40000, 80, 6),
+            reply: tuple([10, 0, 0, 2], [10, 0, 0, 1], 8080, 40000, 6),
+            counters: [3, 300, 2, 200],
+            zone: 7,
+            tcp_state: 3,
+            kind: kind as u8,
+            flags,
+        }
+    }
+
+    fn translate(
+        translator: &mut Translator,
+        records: &[ConnectionRecord],
+    ) -> Vec<(i64, ConnectionEvent, u64)> {
+        let mut out = Vec::new();
+        for record in records {
+            translator.translate(record, CLOCK, &mut out);
+        }
+        order(&mut out);
+        out.iter()
+            .map(|observed| match &observed.observation {
+                Observation::Connection(told) => {
+                    (observed.at.0, told.event, told.counters.original.bytes + told.counters.reply.bytes)
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    const CONFIRMED: u32 = RecordFlags::CONFIRMED;
+    const IN_MAP: u32 = RecordFlags::IN_MAP | CONFIRMED;
+    const ANNOUNCED: u32 = IN_MAP | RecordFlags::ANNOUNCED;
+    const END: ConnectionEvent = ConnectionEvent::End { confirmed: true };
+
+    #[test]
+    fn everything_of_a_record_is_told() {
+        let mut out = Vec::new();
+        Translator::default().translate(&record(RecordKind::Live, ANNOUNCED), CLOCK, &mut out);
+        let Observation::Connection(told) = &out[0].observation else { panic!() };
+        assert_eq!(told.original.dst.to_string(), "10.96.0.10");
+        assert_eq!((told.original.src_port, told.original.dst_port), (40000, 80));
+        assert_eq!(told.reply.src.to_string(), "10.0.0.2");
+        assert_eq!((told.reply.src_port, told.reply.dst_port), (8080, 40000));
+        assert_eq!((told.zone, told.tcp_state, told.icmp), (7, Some(TcpState::Established), None));
+        assert_eq!(told.counters.original, Counters::new(3, 300));
+        assert_eq!(told.counters.reply, Counters::new(2, 200));
+    }
+
+    #[test]
+    fn icmp_has_an_identifier_and_no_ports() {
+        let mut ping = record(RecordKind::Live, ANNOUNCED);
+        ping.original = tuple([10, 0, 0, 1], [10, 0, 0, 2], 321, 0x0800, 1);
+        let told = told(&ping).unwrap();
+        assert_eq!(told.icmp, Some(Icmp { kind: 8, code: 0, id: 321 }));
+        assert_eq!((told.original.src_port, told.original.dst_port, told.tcp_state), (0, 0, None));
+    }
+
+    #[test]
+    fn a_live_connection_is_new_once() {
+        let mut translator = Translator::default();
+        let told = translate(&mut translator, &[record(RecordKind::Live, IN_MAP)]);
+        assert_eq!(told, [(1010, ConnectionEvent::New, 0), (1050, ConnectionEvent::Update, 500)]);
+        let told = translate(&mut translator, &[record(RecordKind::Live, ANNOUNCED)]);
+        assert_eq!(told, [(1050, ConnectionEvent::Update, 500)]);
+    }
+
+    #[test]
+    fn a_short_connection_is_new_before_it_ends() {
+        let mut translator = Translator::default();
+        let told = translate(&mut translator, &[record(RecordKind::End, IN_MAP)]);
+        assert_eq!(told, [(1010, ConnectionEvent::New, 0), (1050, END, 500)]);
+        let told = translate(&mut translator, &[record(RecordKind::End, ANNOUNCED)]);
+        assert_eq!(told, [(1050, END, 500)]);
+    }
+
+    #[test]
+    fn an_older_connection_is_adopted_and_never_counted() {
+        let mut translator = Translator::default();
+        let adopted = RecordFlags::ADOPTED;
+        let told = translate(&mut translator, &[record(RecordKind::Live, IN_MAP | adopted)]);
+        assert_eq!(told, [(1050, ConnectionEvent::Adopt, 500)]);
+        let told = translate(&mut translator, &[record(RecordKind::End, IN_MAP | adopted)]);
+        assert_eq!(told, [(1050, ConnectionEvent::Adopt, 500), (1050, END, 500)]);
+    }
+
+    #[test]
+    fn an_unknown_end_is_younger_only_after_adoption() {
+        let mut translator = Translator::default();
+        assert_eq!(translate(&mut translator, &[record(RecordKind::End, CONFIRMED)]), []);
+        assert_eq!((translator.ended_before, translator.untold), (1, Untold::default()));
+        translator.adoption = Adoption::Impossible;
+        assert_eq!(translate(&mut translator, &[record(RecordKind::End, CONFIRMED)]), []);
+        assert_eq!(translator.untold.not_adopted, 1);
+        translator.adoption = Adoption::Done;
+        let told = translate(&mut translator, &[record(RecordKind::End, CONFIRMED)]);
+        assert_eq!(told, [(1050, ConnectionEvent::New, 0), (1050, END, 500)]);
+    }
+
+    #[test]
+    fn a_connection_outside_the_map_is_new_once_and_ends_once() {
+        let mut translator = Translator { adoption: Adoption::Done, ..Translator::default() };
+        let outside = record(RecordKind::Outside, CONFIRMED);
+        let told = translate(&mut translator, &[outside, outside, record(RecordKind::End, CONFIRMED)]);
+        let new = (1050, ConnectionEvent::New, 0);
+        let update = (1050, ConnectionEvent::Update, 500);
+        assert_eq!(told, [new, update, update, (1050, END, 500)]);
+        assert_eq!(translator.outside_len(), 0);
+        let old = record(RecordKind::Outside, CONFIRMED | RecordFlags::ADOPTED);
+        assert_eq!(translate(&mut translator, &[old]), [(1050, ConnectionEvent::Adopt, 500)]);
+    }
+
+    #[test]
+    fn what_never_entered_the_table_says_so() {
+        let told = translate(&mut Translator::default(), &[record(RecordKind::End, RecordFlags::IN_MAP)]);
+        assert_eq!(told, [(1050, ConnectionEvent::End { confirmed: false }, 500)]);
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_counted() {
+        let mut translator = Translator::default();
+        let mut strange = record(RecordKind::Live, ANNOUNCED);
+        strange.original = KernelTuple::default();
+        let mut unknown = record(RecordKind::Live, ANNOUNCED);
+        unknown.kind = 99;
+        let clash = record(RecordKind::End, CONFIRMED | RecordFlags::CLASH);
+        assert_eq!(translate(&mut translator, &[strange, unknown, clash]), []);
+        assert_eq!(translator.untold, Untold { clash: 1, malformed: 2, ..Untold::default() });
+    }
+
+    #[test]
+    fn a_successor_with_the_same_tuple_comes_after_the_end() {
+        let mut successor = record(RecordKind::Live, IN_MAP);
+        (successor.start_ns, successor.at_ns) = (60, 70);
+        // The sweep's ring is read first.
+        let told = translate(&mut Translator::default(), &[successor, record(RecordKind::End, ANNOUNCED)]);
+        assert_eq!(
+            told,
+            [(1050, END, 500), (1060, ConnectionEvent::New, 0), (1070, ConnectionEvent::Update, 500)]
+        );
+    }
+
+    #[test]
+    fn drops_are_decoded() {
+        let mut key = DropKey { proto: 17, version: 4, has_original: 1, ..DropKey::default() };
+        key.src[..4].copy_from_slice(&[10, 0, 0, 1]);
+        key.dst[..4].copy_from_slice(&[10, 0, 0, 2]);
+        key.src_port = 40000_u16.to_be();
+        key.dst_port = 53_u16.to_be();
+        key.original = tuple([10, 0, 0, 1], [10, 96, 0, 10], 40000, 53, 17);
+        let drop = drop_record(&key, DropCount { packets: 2, bytes: 99 }, "NETFILTER_DROP".into()).unwrap();
+        assert_eq!((drop.tuple.addresses.src_port, drop.tuple.addresses.dst_port), (40000, 53));
+        assert_eq!(drop.original.unwrap().dst.to_string(), "10.96.0.10");
+        assert_eq!((drop.packets, drop.bytes, drop.icmp), (2, 99, None));
+        key.version = 5;
+        assert_eq!(drop_record(&key, DropCount::default(), "X".into()), None);
+    }
 }
