@@ -23,6 +23,8 @@ use crate::pipeline::{Input, Limits, Pipeline};
 use crate::sink::checkpoint::{self, Checkpoint};
 use crate::sink::{FileOptions, FileSink, Reader, SinkError, StdoutSink};
 use crate::snapshot::Snapshot;
+use crate::source::bypass;
+use crate::source::probe::State;
 use crate::source::{NodeSources, Observed, SourcesError};
 use crate::telemetry::Metrics;
 use crate::watch::{self, ManifestError};
@@ -81,6 +83,11 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     let checkpoint = output.take_checkpoint();
 
     let mut sources = NodeSources::open(config)?;
+    for finding in bypass::findings() {
+        if finding.state == State::Warn {
+            warn!(what = finding.topic, found = %finding.detail, remedy = %finding.remedy, "this node may not be seen whole");
+        }
+    }
     info!(
         source = sources.name(),
         drops = sources.drops_state(),
@@ -143,6 +150,7 @@ fn load_cluster(options: &DaemonOptions) -> Result<Cluster, RunError> {
     for problem in &manifests.skipped {
         warn!(%problem, "manifest left out");
     }
+    cluster.inhabit();
     for object in manifests.objects {
         cluster.apply(object, Timestamp::MIN);
     }

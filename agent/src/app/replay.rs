@@ -73,8 +73,6 @@ pub struct ReplaySummary {
 pub struct Replay<'a> {
     pub config: &'a Config,
     pub cluster: Cluster,
-    /// `--cluster` was given: then there is one, even if nothing in it is used.
-    pub has_cluster: bool,
     pub flushing: Flushing,
     pub limits: Limits,
 }
@@ -160,7 +158,7 @@ impl Replay<'_> {
         }
         lines.summary.blank_lines = reader.blank_lines();
         lines.output.flush().map_err(ReplayError::Output)?;
-        if (self.has_cluster || !world.cluster.is_empty()) && !world.named_local_node {
+        if !world.cluster.is_empty() && !world.named_local_node {
             let node = world.cluster.node().clone();
             return Err(ReplayError::UnknownNode { node, nodes: world.cluster.node_names() });
         }

@@ -64,6 +64,7 @@ pub fn run(global: &Global, resolved: &Resolved, args: &mut ReplayArgs) -> anyho
         for (kind, objects) in &manifests.unused {
             info!(%kind, objects, "objects of this kind are not used");
         }
+        cluster.inhabit();
         for object in manifests.objects {
             cluster.apply(object, Timestamp::MIN);
         }
@@ -71,7 +72,6 @@ pub fn run(global: &Global, resolved: &Resolved, args: &mut ReplayArgs) -> anyho
     let replay = Replay {
         config: &resolved.config,
         cluster,
-        has_cluster: !paths.is_empty(),
         flushing: match args.flush {
             Flush::Interval => Flushing::Interval,
             Flush::Explicit => Flushing::Explicit,

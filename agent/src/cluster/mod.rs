@@ -119,6 +119,11 @@ impl Cluster {
         }
     }
 
+    /// There is a cluster, even while nothing of it is known: flows without a local end make no lines.
+    pub fn inhabit(&mut self) {
+        self.inhabited = true;
+    }
+
     /// No object was ever applied: there is no cluster at all.
     pub fn is_empty(&self) -> bool {
         !self.inhabited

@@ -448,7 +448,9 @@ mod tests {
         key.src_port = 40000_u16.to_be();
         key.dst_port = 53_u16.to_be();
         key.original = tuple([10, 0, 0, 1], [10, 96, 0, 10], 40000, 53, 17);
-        let drop = drop_record(&key, DropCount { packets: 2, bytes: 99 }, "NETFILTER_DROP".into()).unwrap();
+        let drop =
+            drop_record(&key, DropCount { packets: 2, bytes: 99, first_ns: 7 }, "NETFILTER_DROP".into())
+                .unwrap();
         assert_eq!((drop.tuple.addresses.src_port, drop.tuple.addresses.dst_port), (40000, 53));
         assert_eq!(drop.original.unwrap().dst.to_string(), "10.96.0.10");
         assert_eq!((drop.packets, drop.bytes, drop.icmp), (2, 99, None));
