@@ -90,6 +90,9 @@ fn run(case: &'static Case) {
         Err(RecvTimeoutError::Timeout) => ("FAILED", format!("not done after {DEADLINE:?}")),
         Err(RecvTimeoutError::Disconnected) => ("FAILED", "panicked (see the console)".to_owned()),
     };
+    if outcome == "FAILED" {
+        show_agents(case.name);
+    }
     let hung = began.elapsed() >= DEADLINE;
     let seconds = began.elapsed().as_secs_f64();
     eprintln!("--- {}: {outcome} after {seconds:.1} s: {note}", case.name);
@@ -97,6 +100,16 @@ fn run(case: &'static Case) {
     if hung {
         // Its threads still hold the node: nothing that follows would mean anything.
         std::process::exit(1);
+    }
+}
+
+/// What the agents of a case logged.
+fn show_agents(case: &str) {
+    let logs = std::fs::read_dir(kinds::folder(case)).into_iter().flatten().filter_map(Result::ok);
+    let mut logs: Vec<_> = logs.map(|entry| entry.path()).collect();
+    logs.sort();
+    for log in logs.iter().filter(|path| path.to_string_lossy().contains("/agent.")) {
+        eprintln!("{}:\n{}", log.display(), std::fs::read_to_string(log).unwrap_or_default());
     }
 }
 

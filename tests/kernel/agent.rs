@@ -24,7 +24,7 @@ const READY: &str = "flowlogd observes this node";
 /// What the agent logs while the kernel tracks nothing yet.
 const WAITING: &str = "connection tracking is not loaded";
 /// What the agent logs at its end for each stage that counted something, with the fields `stage` and `events`.
-const COUNTED: &str = "counted";
+const COUNTED: &str = "counted by the kernel side";
 /// Starting means reading the kernel's type information, on an emulated processor.
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(30);
@@ -80,7 +80,7 @@ impl Agent {
         let log = folder.join(format!("agent.{runs}"));
         let mut command = Command::new(BINARY);
         command.args(["run", "--source", options.source]).args(options.arguments);
-        command.env_remove("FLOWLOGD_GUEST");
+        command.env_remove("FLOWLOGD_GUEST").env("FLOWLOGD_LOG", "warn,flowlogd=debug");
         for (field, value) in [
             ("FLOWLOGSFILEDIRECTORY", &*folder.to_string_lossy()),
             ("FLOWLOGSFLUSHINTERVAL", "1s"),
@@ -172,9 +172,6 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("{}", self.log());
-        }
     }
 }
 

@@ -23,6 +23,7 @@ pub const CASES: &[Case] = &[
     Case { name: "thousands", run: kinds::thousands },
     Case { name: "map_full", run: limits::map_full },
     Case { name: "ring_full", run: limits::ring_full },
+    Case { name: "all_full", run: limits::all_full },
     Case { name: "restarted", run: limits::restarted },
     Case { name: "killed", run: limits::killed },
 ];

@@ -88,14 +88,6 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
             warn!(what = finding.topic, found = %finding.detail, remedy = %finding.remedy, "this node may not be seen whole");
         }
     }
-    info!(
-        source = sources.name(),
-        drops = sources.drops_state(),
-        node = %options.node,
-        cluster = has_cluster,
-        interval = ?config.flow_logs_flush_interval,
-        "flowlogd observes this node"
-    );
 
     let mut pipeline = Pipeline::new(settings(config), Limits::default(), clock.now());
     pipeline.set_host_addresses(host_addresses());
@@ -108,6 +100,15 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     };
     sources.adopt(&mut |observed| step(&mut pipeline, observed));
     pipeline.finish_adoption();
+    // Said only now: from here on nothing is taken for older than the agent.
+    info!(
+        source = sources.name(),
+        drops = sources.drops_state(),
+        node = %options.node,
+        cluster = has_cluster,
+        interval = ?config.flow_logs_flush_interval,
+        "flowlogd observes this node"
+    );
 
     let writer = output.start(line_format(config, &options.node))?;
     let interval = config.flow_logs_flush_interval;
@@ -135,6 +136,9 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         }
         // A flush that took longer than the interval is followed by the next full one.
         next_flush = (next_flush + interval).max(Instant::now());
+    }
+    for (stage, events) in sources.counts().into_iter().filter(|(_, events)| *events > 0) {
+        debug!(stage, events, "counted by the kernel side");
     }
     drop(sources);
     let entries: Vec<CheckpointEntry> = pipeline.checkpoint().collect();

@@ -15,7 +15,7 @@ use crate::config::{Config, SourceKind};
 use crate::model::{Observation, Timestamp};
 
 use super::Observed;
-use super::accounting::ensure_accounting;
+use super::accounting::{ACCOUNTING_SYSCTL, ensure_accounting};
 use super::ebpf::{self, DropSource, EbpfOptions, EbpfSource};
 use super::netlink::{self, NetlinkOptions, NetlinkSource};
 
@@ -50,6 +50,8 @@ pub struct NodeSources {
     other_drops: Vec<(String, u64)>,
     failing: bool,
     may_set_accounting: bool,
+    /// Connection tracking was there when accounting was looked at.
+    accounting_settled: bool,
     next_attach: Instant,
     next_drops: Instant,
 }
@@ -59,8 +61,11 @@ impl NodeSources {
     /// The source that was asked for, or both, cannot work on this node; the message says why and what to do.
     pub fn open(config: &Config) -> Result<Self, SourcesError> {
         let may_set_accounting = config.flow_logs_set_conntrack_accounting;
+        let accounting_settled = tracks();
         ensure_accounting(may_set_accounting);
-        let open_ebpf = || EbpfSource::open(&EbpfOptions::default()).map(|s| Connections::Ebpf(Box::new(s)));
+        let limits = std::env::var(ebpf::TEST_LIMITS).unwrap_or_default();
+        let open_ebpf =
+            || EbpfSource::open(&EbpfOptions::with_limits(&limits)).map(|s| Connections::Ebpf(Box::new(s)));
         let open_netlink =
             || NetlinkSource::open(&NetlinkOptions::default()).map(|s| Connections::Netlink(Box::new(s)));
         let connections = match config.flow_logs_source {
@@ -86,6 +91,7 @@ impl NodeSources {
             other_drops: Vec::new(),
             failing: false,
             may_set_accounting,
+            accounting_settled,
             next_attach,
             next_drops: next_attach,
         })
@@ -101,6 +107,14 @@ impl NodeSources {
 
     pub fn drops_state(&self) -> &'static str {
         if self.drops.is_ok() { "on" } else { "off" }
+    }
+
+    /// Everything that the kernel side has counted since the start, by name.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        match &self.connections {
+            Connections::Ebpf(source) => source.status().counts,
+            Connections::Netlink(_) => Vec::new(),
+        }
     }
 
     /// Takes over the connections that exist. Once, before anything else.
@@ -130,17 +144,21 @@ impl NodeSources {
         }
     }
 
-    /// nf_conntrack may be loaded after the agent started.
+    /// nf_conntrack may be loaded after the agent started, or while it does: its connections count from then on.
     fn attach_late(&mut self, step: &mut dyn FnMut(Observed)) {
+        let came = !self.accounting_settled && tracks();
+        if came {
+            self.accounting_settled = true;
+            ensure_accounting(self.may_set_accounting);
+        }
         let Connections::Ebpf(source) = &mut self.connections else { return };
-        if source.is_attached() || Instant::now() < self.next_attach {
+        if source.is_attached() || (!came && Instant::now() < self.next_attach) {
             return;
         }
         self.next_attach = Instant::now() + RETRY_ATTACH;
         match source.retry_attach() {
             Ok(true) => {
                 info!("connection tracking is there now: its functions are probed");
-                ensure_accounting(self.may_set_accounting);
                 self.adopt(step);
             }
             Ok(false) => {}
@@ -214,6 +232,11 @@ impl NodeSources {
             _ => {}
         }
     }
+}
+
+/// Connection tracking is loaded, and this network namespace has its sysctls.
+fn tracks() -> bool {
+    std::path::Path::new(ACCOUNTING_SYSCTL).exists()
 }
 
 fn now() -> Timestamp {

@@ -81,7 +81,18 @@ pub fn run(boot: &Boot<'_>) -> Result<Report> {
     let (mut machine, console) = boot.architecture.machine();
     let mut qemu = machine
         // One processor: two crash 6.12 now and then under this emulation.
-        .args(["-accel", "tcg", "-m", "1G", "-smp", "1", "-display", "none", "-no-reboot", "-nodefaults"])
+        .args([
+            "-accel",
+            "tcg,tb-size=256",
+            "-m",
+            "1G",
+            "-smp",
+            "1",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-nodefaults",
+        ])
         .args(["-net", "none", "-serial", "stdio", "-chardev"])
         .arg(format!("file,id=results,path={}", boot.results.display()))
         .args(boot.architecture.second_serial())

@@ -61,11 +61,43 @@ pub struct EbpfOptions {
     pub map_memory_bytes: u64,
     /// Ring of final records, bytes; rounded up to a power of two. 144 bytes a record.
     pub ring_bytes: u32,
+    /// Connections a shard; at most what the object was built for.
+    pub shard_capacity: u32,
+    /// Final records that may wait when the ring is full.
+    pub tombstones: u32,
 }
+
+/// Limits that the kernel cases set to reach them: `max_connections=64 shard_capacity=64 ring_bytes=4096 tombstones=8`.
+/// No configuration, and for no operator: what a node needs follows from its own limits.
+pub const TEST_LIMITS: &str = "FLOWLOGD_TEST_LIMITS";
 
 impl Default for EbpfOptions {
     fn default() -> Self {
-        Self { max_connections: None, map_memory_bytes: 64 << 20, ring_bytes: 4 << 20 }
+        Self {
+            max_connections: None,
+            map_memory_bytes: 64 << 20,
+            ring_bytes: 4 << 20,
+            shard_capacity: SHARD_CAPACITY as u32,
+            tombstones: TOMBSTONES,
+        }
+    }
+}
+
+impl EbpfOptions {
+    /// The defaults, with what `text` ([`TEST_LIMITS`]) changes; what it does not understand is left out.
+    pub fn with_limits(text: &str) -> Self {
+        let mut options = Self::default();
+        for (name, value) in text.split_whitespace().filter_map(|word| word.split_once('=')) {
+            let Ok(value) = value.parse::<u32>() else { continue };
+            match name {
+                "max_connections" => options.max_connections = Some(u64::from(value)),
+                "shard_capacity" => options.shard_capacity = value.clamp(1, SHARD_CAPACITY as u32),
+                "ring_bytes" => options.ring_bytes = value.max(4096),
+                "tombstones" => options.tombstones = value.max(1),
+                _ => {}
+            }
+        }
+        options
     }
 }
 
@@ -117,6 +149,7 @@ pub struct EbpfSource {
     counts: Counts,
     translator: Translator,
     shards: u32,
+    shard_capacity: u32,
     next_shard: u32,
     sweep: SweepBy,
     probes: Vec<&'static str>,
@@ -150,7 +183,7 @@ impl EbpfSource {
             shards,
             ends_bytes: options.ring_bytes,
             swept_bytes: SWEPT_BYTES,
-            tombstones: TOMBSTONES,
+            tombstones: options.tombstones,
         };
         let mut bpf = load::load(&kernel.settings, &sizes)?;
         load::identify(&mut bpf)?;
@@ -170,7 +203,7 @@ impl EbpfSource {
             ArrayOfMaps::try_from(bpf.take_map("CONNECTIONS").ok_or_else(missing)?).map_err(maps)?;
         let mut named = Vec::new();
         for i in 0..shards {
-            let shard = Shard::create(SHARD_CAPACITY as u32, 0).map_err(maps)?;
+            let shard = Shard::create(options.shard_capacity, 0).map_err(maps)?;
             connections
                 .set(i, &shard, 0)
                 .map_err(|error| OpenError::Maps(format!("shard {i}: {}", load::chain(&error))))?;
@@ -187,6 +220,7 @@ impl EbpfSource {
             tombstones,
             translator: Translator::default(),
             shards,
+            shard_capacity: options.shard_capacity,
             next_shard: 0,
             sweep,
             probes: Vec::new(),
@@ -434,7 +468,7 @@ impl EbpfSource {
             probes: self.probes.clone(),
             can_adopt: self.can_adopt(),
             sweep: self.sweep,
-            capacity: u64::from(self.shards) * SHARD_CAPACITY as u64,
+            capacity: u64::from(self.shards) * u64::from(self.shard_capacity),
             shards: self.shards,
             outside: self.translator.outside_len() as u64,
             ended_before_adoption: self.translator.ended_before,
@@ -452,8 +486,9 @@ fn shards(options: &EbpfOptions) -> u32 {
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(262_144)
     });
-    let wanted = (connections.saturating_mul(100) / FILL).div_ceil(SHARD_CAPACITY as u64);
-    let allowed = options.map_memory_bytes / (ENTRY_BYTES * SHARD_CAPACITY as u64);
+    let capacity = u64::from(options.shard_capacity);
+    let wanted = (connections.saturating_mul(100) / FILL).div_ceil(capacity);
+    let allowed = options.map_memory_bytes / (ENTRY_BYTES * capacity);
     u32::try_from(wanted.min(allowed).max(1)).unwrap_or(u32::MAX)
 }
 
@@ -466,7 +501,7 @@ mod tests {
     /// The source without its probes, or why not here.
     fn loaded() -> Option<EbpfSource> {
         let options =
-            EbpfOptions { max_connections: Some(20_000), map_memory_bytes: 64 << 20, ring_bytes: 4096 };
+            EbpfOptions { max_connections: Some(20_000), ring_bytes: 4096, ..EbpfOptions::default() };
         match EbpfSource::load(&options, true) {
             Ok(source) => Some(source),
             Err(error) => {
@@ -539,7 +574,11 @@ mod tests {
     #[test]
     fn shards_follow_the_limit_and_the_memory() {
         let with = |max, memory| {
-            shards(&EbpfOptions { max_connections: Some(max), map_memory_bytes: memory, ring_bytes: 4096 })
+            shards(&EbpfOptions {
+                max_connections: Some(max),
+                map_memory_bytes: memory,
+                ..EbpfOptions::default()
+            })
         };
         assert_eq!(with(1, 1 << 30), 1);
         assert_eq!(with(262_144, 1 << 30), 72);

@@ -15,7 +15,7 @@ mod probe;
 mod records;
 mod ring;
 
-pub use connections::{Attached, EbpfOptions, EbpfSource, EbpfStatus, SweepBy};
+pub use connections::{Attached, EbpfOptions, EbpfSource, EbpfStatus, SweepBy, TEST_LIMITS};
 pub use drops::DropSource;
 pub use kernel::FILTER_REASONS;
 pub use load::{OpenError, SourceError};

@@ -29,7 +29,7 @@ pub struct ConnectionsProbe {
 pub fn probe() -> EbpfProbe {
     let kernel = Kernel::resolve();
     // Small: nothing is meant to be followed.
-    let options = EbpfOptions { max_connections: Some(1), map_memory_bytes: 0, ring_bytes: 4096 };
+    let options = EbpfOptions { max_connections: Some(1), ring_bytes: 4096, ..EbpfOptions::default() };
     EbpfProbe {
         btf: kernel.as_ref().map(|_| ()).map_err(ToString::to_string),
         connections: EbpfSource::open(&options).map_err(|error| error.to_string()).map(|source| {
