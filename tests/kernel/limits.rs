@@ -42,11 +42,11 @@ fn limited(case: &str, limits: &str, stage: &str) -> Result<Outcome> {
     let (client, server) = (node.client(), node.server());
     let to = SocketAddr::new(server.ip(false), 8080);
     let listener = traffic::listen(server, false, 8080)?;
-    traffic::tcp(client, to, &listener, 300, 100, 100)?;
+    traffic::tcp(client, to, &listener, 200, 100, 100)?;
     let mut kernel = reference::list()?;
     reference::flush()?;
     // These live to the end; with a full map some of them have no place in it.
-    traffic::tcp(client, to, &listener, 100, 100, 100)?;
+    traffic::tcp(client, to, &listener, 200, 100, 100)?;
     kernel.extend(reference::list()?);
     let (lines, log) = agent.stop_with_log()?;
     let reached = counted(&log, stage);
