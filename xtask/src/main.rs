@@ -5,6 +5,7 @@ mod codegen;
 mod demo;
 mod ebpf;
 mod netns;
+mod packages;
 mod test;
 mod vm;
 

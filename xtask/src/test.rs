@@ -13,6 +13,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Args;
 
+use crate::packages;
+
 #[derive(Args)]
 pub struct Arguments {
     /// Leave out the kernel cases in qemu guests
@@ -44,6 +46,11 @@ const TOOLS_MISSING: i32 = 3;
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     program()?;
     let mut report = Report::default();
+    if is_root() {
+        report.step("programs that tests run", || {
+            packages::install_missing(&packages::NODE, &[]).map(|()| Outcome::Passed)
+        });
+    }
     report.step("format", || tool(&["fmt", "--all", "--check"], "rustfmt"));
     report.step("clippy", || {
         tool(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"], "clippy-driver")

@@ -16,8 +16,8 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::tools;
 use crate::netns::{Namespace, Process};
+use crate::packages;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -66,7 +66,7 @@ impl Watch {
     pub fn start(node: &Namespace, folder: &Path) -> anyhow::Result<Self> {
         let [events, messages] =
             ["conntrack-events.txt", "conntrack-messages.txt"].map(|name| folder.join(name));
-        let program = tools::find("conntrack").context("conntrack is gone")?;
+        let program = packages::find("conntrack").context("conntrack is gone")?;
         let arguments = ["-E", "-e", "NEW,DESTROY", "-o", "timestamp,id", "-b", "4194304"].map(AsRef::as_ref);
         let process =
             node.start(program.as_os_str(), &arguments, File::create(&events)?, File::create(&messages)?)?;

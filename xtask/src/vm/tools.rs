@@ -4,12 +4,13 @@
 //! What always holds: the system's packages are touched only to install what is missing, and only as root.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use super::architecture::Architecture;
+use crate::packages;
+pub use crate::packages::find;
 
 /// Program, and the Debian package that brings it; those that every guest needs.
 const NEEDED: &[(&str, &str)] =
@@ -21,43 +22,9 @@ const NEEDED: &[(&str, &str)] =
 /// When something is missing and cannot be installed; says which command would.
 pub fn install_missing(architectures: &[Architecture]) -> Result<()> {
     let of_architectures = architectures.iter().flat_map(|architecture| architecture.needs());
-    let needed = NEEDED.iter().chain(of_architectures);
-    let mut packages: Vec<&str> =
-        needed.filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
-    packages.dedup();
-    if !Path::new(super::kernels::KEYRING).exists() {
-        packages.push("debian-archive-keyring");
-    }
-    if packages.is_empty() {
-        return Ok(());
-    }
-    let remedy = format!("apt-get install --no-install-recommends {}", packages.join(" "));
-    if find("apt-get").is_none() {
-        bail!("missing programs of the Debian packages {}: install them by hand", packages.join(" "));
-    }
-    eprintln!("vm: installing {}", packages.join(" "));
-    let install = || {
-        let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        command.args(["install", "-y", "-q", "--no-install-recommends"]).args(&packages);
-        output(&mut command)
-    };
-    if install().is_err() {
-        // A fresh machine has no package lists yet.
-        output(Command::new("apt-get").args(["update", "-q"]))
-            .with_context(|| format!("as root: {remedy}"))?;
-        install().with_context(|| format!("as root: {remedy}"))?;
-    }
-    Ok(())
-}
-
-/// Where a program is, looking also where root's programs are.
-pub fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
-        .map(|folder| folder.join(program))
-        .find(|candidate| candidate.is_file())
+    let needed: Vec<_> = NEEDED.iter().chain(of_architectures).copied().collect();
+    let keyring = packages::package_of_file(super::kernels::KEYRING, "debian-archive-keyring");
+    packages::install_missing(&needed, keyring.as_slice())
 }
 
 /// Runs a program to its end and gives its stdout.
