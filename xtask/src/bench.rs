@@ -7,36 +7,53 @@
 //! (`agent/benches/README.md`).
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, bail};
 
-/// The bench targets of the agent package.
-const TARGETS: [&str; 2] = ["path", "memory"];
+/// Live connections that the bench of a whole node is run with, each in a process of its own.
+const LIVE: [&str; 3] = ["10000", "100000", "1000000"];
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Run each bench once over few flows, in a debug build: do they work?
     #[arg(long)]
     quick: bool,
-    /// Only benches whose path has this text, such as `pipeline::flush`.
+    /// Only benches of divan's whose path has this text, such as `pipeline::flush`.
     filter: Option<String>,
 }
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let targets = TARGETS.iter().flat_map(|target| ["--bench", target]);
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args([if arguments.quick { "test" } else { "bench" }, "--quiet", "--package", "flowlogd"]);
-    // A filter is divan's alone; the memory bench is one measurement.
-    match &arguments.filter {
-        Some(filter) => cargo.args(["--bench", "path", "--", filter]),
-        None => cargo.args(targets),
-    };
+    let filter = arguments.filter.as_deref();
     if arguments.quick {
-        return Ok(if cargo.status()?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        let mut path = cargo("test", "path");
+        path.args(["--"].into_iter().chain(filter));
+        let works =
+            path.status()?.success() && (filter.is_some() || cargo("test", "node").status()?.success());
+        return Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
+    if filter.is_none() {
+        for live in LIVE {
+            if !cargo("bench", "node").args(["--", live]).status()?.success() {
+                return Ok(ExitCode::FAILURE);
+            }
+            println!();
+        }
+    }
+    let mut path = cargo("bench", "path");
+    path.args(["--"].into_iter().chain(filter)).stdout(Stdio::piped());
+    summarize(path.spawn().context("cannot run cargo")?)
+}
 
-    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+/// One bench target of the agent package.
+fn cargo(verb: &str, target: &str) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args([verb, "--quiet", "--package", "flowlogd", "--bench", target]);
+    cargo
+}
+
+/// Passes on what divan prints, and says at the end what an item costs.
+fn summarize(mut child: Child) -> anyhow::Result<ExitCode> {
     let output = child.stdout.take().context("cargo has no output")?;
     let mut summary = Summary::default();
     for line in BufReader::new(output).lines() {

@@ -4,7 +4,7 @@
 //! line or a lookup) and allocations per pass; `cargo xtask bench` turns it into nanoseconds and allocations an item.
 //! What always holds: each pass is deterministic in its input; in a debug build (`cargo test --bench path`) the
 //! same code runs once over few flows, to show that it works. Deliberately not here: assertions about time, the
-//! kernel side (its own target, because it needs root), and memory (`memory.rs`: it wants a process of its own).
+//! kernel side (its own target, because it needs root), and memory (`node.rs`: it wants a process of its own).
 
 mod cluster;
 mod pipeline;

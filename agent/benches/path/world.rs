@@ -23,6 +23,8 @@ const NODE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 0, 10));
 const LOCAL_WORKLOADS: u64 = 20;
 const REMOTE_WORKLOADS: u64 = 500;
 const NODES: u64 = 50;
+/// Remote workloads that a local one calls, and as many that call it.
+const PEERS: u64 = 25;
 
 fn v4(a: u8, n: u64) -> IpAddr {
     let [.., b, c, d] = n.to_be_bytes();
@@ -57,9 +59,10 @@ fn labels(app: &str) -> Labels {
     Labels::new(pairs.into_iter().map(|(key, value)| (Arc::from(key), Arc::from(value))))
 }
 
-fn pod(app: &str, n: u64, node: &str, ip: IpAddr) -> Object {
+fn pod(app: &str, workload: u64, n: u64, node: &str, ip: IpAddr) -> Object {
+    let app = &format!("{app}-{workload}");
     Object::Pod(Pod {
-        namespace: format!("team-{}", n % 12).into(),
+        namespace: format!("team-{}", workload % 12).into(),
         name: format!("{app}-7d4b9c6f58-{n:05}").into(),
         uid: Some(format!("5a9e1c1e-0000-4000-8000-{n:012}").into()),
         generate_name: Some(format!("{app}-7d4b9c6f58-").into()),
@@ -79,11 +82,11 @@ pub fn cluster() -> Snapshot {
         apply(Object::Node(Node { name, labels: labels("node"), addresses: vec![address] }));
     }
     for n in 0..LOCAL_PODS {
-        apply(pod(&format!("shop-{}", n % LOCAL_WORKLOADS), n, "node-0", local_pod(n)));
+        apply(pod("shop", n % LOCAL_WORKLOADS, n, "node-0", local_pod(n)));
     }
     for n in 0..REMOTE_PODS {
         let node = format!("node-{}", 1 + n % NODES);
-        apply(pod(&format!("backend-{}", n % REMOTE_WORKLOADS), n, &node, remote_pod(n)));
+        apply(pod("backend", n % REMOTE_WORKLOADS, n, &node, remote_pod(n)));
     }
     for n in 0..SERVICES {
         let port = ServicePort { name: Some("http".into()), proto: Proto::TCP, port: 80, node_port: None };
@@ -118,8 +121,9 @@ fn noise(n: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Flow number `n` (below 3 million), as it is seen first. Of 100 flows about 40 go out through a service, 15 go to
-/// a remote pod, 30 come in from one, 5 stay on the node, 10 leave the cluster (translated to the node's address).
+/// Flow number `n` (below 3 million), as it is seen first. Of 100 flows about 40 go out through one of ten services of
+/// the workload, 15 to a pod of one of its 25 peers, 30 come in from others, 5 stay on the node, 10 leave the cluster
+/// (translated to the node's address).
 pub fn flow(n: u64) -> ConnectionRecord {
     let noise = noise(n);
     let (class, other) = (noise % 100, noise >> 32);
@@ -127,20 +131,24 @@ pub fn flow(n: u64) -> ConnectionRecord {
     let port = |clients: u64| (1024 + n / clients) as u16;
     let outward = |dst, dst_port| Addresses { src: local_pod(n), dst, src_port: port(LOCAL_PODS), dst_port };
     let mut proto = Proto::TCP;
+    let workload = n % LOCAL_WORKLOADS;
+    // A pod of a workload of the far side: one of ten.
+    let pod_of =
+        |workload: u64| remote_pod(workload % REMOTE_WORKLOADS + REMOTE_WORKLOADS * (other / 64 % 10));
     let (original, answers_from) = match class {
-        // A service's backends are the pods of one workload or of a few.
         0..40 => {
-            let number = other % SERVICES;
-            let backend = remote_pod(number + REMOTE_WORKLOADS * (other / SERVICES % 10));
-            (outward(service(number), 80), Some((backend, 8080)))
+            let number = (workload * 10 + other % 10) % SERVICES;
+            (outward(service(number), 80), Some((pod_of(number), 8080)))
         }
         40..55 => {
             proto = if class < 50 { Proto::TCP } else { Proto::UDP };
-            (outward(remote_pod(other), if class < 50 { 9090 } else { 53 }), None)
+            let dst = pod_of(workload * PEERS + other % PEERS);
+            (outward(dst, if class < 50 { 9090 } else { 53 }), None)
         }
         55..85 => {
-            let src = remote_pod(n);
-            (Addresses { src, dst: local_pod(other), src_port: port(REMOTE_PODS), dst_port: 8080 }, None)
+            let called = n % REMOTE_WORKLOADS / PEERS + LOCAL_WORKLOADS * (other % 5);
+            let src_port = port(REMOTE_PODS);
+            (Addresses { src: remote_pod(n), dst: local_pod(called), src_port, dst_port: 8080 }, None)
         }
         85..90 => (outward(local_pod(other), 8080), None),
         _ => (outward(external(other), 443), None),
