@@ -4,6 +4,7 @@
 //! next fold reports. All arithmetic wraps, so that a counter that went down (a reset: the new absolute value is
 //! the delta) only moves `base`. The ends are those that owned the addresses when the flow began.
 
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,12 +14,20 @@ use crate::model::{
 };
 
 /// What makes a connection one and the same: (zone, proto, original tuple, icmp id).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionKey {
     pub original: Addresses,
     pub zone: u16,
     pub icmp_id: u16,
     pub proto: Proto,
+}
+
+impl Hash for ConnectionKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.original.hash(state);
+        let rest = u64::from(self.zone) << 32 | u64::from(self.icmp_id) << 16 | u64::from(self.proto.0);
+        state.write_u64(rest);
+    }
 }
 
 impl ConnectionKey {
