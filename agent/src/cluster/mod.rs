@@ -80,6 +80,8 @@ pub struct Cluster {
     services: Services,
     networks: Networks,
     pods: Map<ObjectName, Arc<KnownPod>>,
+    /// The label sets of the pods, each kept once: pods of one workload share theirs, and comparing them is cheap.
+    label_sets: Map<Labels, ()>,
     /// How many of the pods run on the local node.
     local_pods: usize,
     host_endpoints: Map<Arc<str>, Arc<KnownHostEndpoint>>,
@@ -107,6 +109,7 @@ impl Cluster {
             services: Services::default(),
             networks: Networks::default(),
             pods: Map::default(),
+            label_sets: Map::default(),
             local_pods: 0,
             host_endpoints: Map::default(),
             host_endpoints_of: Map::default(),

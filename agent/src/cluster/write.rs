@@ -13,7 +13,7 @@ use super::{
     Cluster, HostEndpoint, KnownHostEndpoint, KnownPod, KnownSet, Map, NetworkSet, Node, Object, ObjectKind,
     ObjectName, ObjectRef, Pod, Service,
 };
-use crate::model::{Endpoint, EndpointKind, Timestamp};
+use crate::model::{Endpoint, EndpointKind, Labels, Timestamp};
 
 /// An endpoint and what it owns: one side of a change of ownership.
 #[derive(Clone, Copy)]
@@ -136,7 +136,7 @@ impl Cluster {
             namespace: Some(pod.namespace),
             name: pod.name,
             name_aggr,
-            labels: pod.labels,
+            labels: self.shared(pod.labels),
             node: pod.node,
             uid: pod.uid,
             created: pod.created,
@@ -284,6 +284,19 @@ impl Cluster {
                 self.host_endpoints_of.remove(node);
             }
         }
+    }
+
+    /// The same labels, in the memory that other pods with these labels use.
+    fn shared(&mut self, labels: Labels) -> Labels {
+        if let Some((known, ())) = self.label_sets.get_key_value(&labels) {
+            return known.clone();
+        }
+        // At most half of them are of pods that are gone.
+        if self.label_sets.len() > 2 * self.pods.len() + 64 {
+            self.label_sets = self.pods.values().map(|pod| (pod.endpoint.labels.clone(), ())).collect();
+        }
+        self.label_sets.insert(labels.clone(), ());
+        labels
     }
 
     /// The known version, if nothing changed; else the new one. Counts changed labels.

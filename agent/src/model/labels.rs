@@ -31,13 +31,43 @@ impl Labels {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// What both sets have, key and value alike.
-    pub fn intersection(&self, other: &Self) -> Self {
+    /// The other set has all of these, key and value alike.
+    pub fn is_within(&self, other: &Self) -> bool {
         if self.same(other) {
+            return true;
+        }
+        let mut others = other.0.iter();
+        self.0.iter().all(|pair| others.find(|other| other.0 >= pair.0).is_some_and(|other| other == pair))
+    }
+
+    /// What both sets have, key and value alike. Allocates nothing where the other set changes nothing.
+    pub fn intersection(&self, other: &Self) -> Self {
+        if self.is_within(other) {
             return self.clone();
         }
         let common: Vec<_> =
             self.0.iter().filter(|pair| other.0.binary_search(pair).is_ok()).cloned().collect();
-        if common.len() == self.0.len() { self.clone() } else { Self(common.into()) }
+        Self(common.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn labels() -> impl Strategy<Value = Labels> {
+        prop::collection::btree_map("[a-d]", "[xy]", 0..4)
+            .prop_map(|pairs| Labels::new(pairs.into_iter().map(|(k, v)| (k.into(), v.into()))))
+    }
+
+    proptest! {
+        #[test]
+        fn an_intersection_is_what_both_have(a in labels(), b in labels()) {
+            let both = Labels::new(a.iter().filter(|(k, v)| b.get(k) == Some(v)).map(|(k, v)| (k.clone(), v.clone())));
+            prop_assert_eq!(a.is_within(&b), both == a);
+            prop_assert_eq!(a.intersection(&b), both);
+        }
     }
 }

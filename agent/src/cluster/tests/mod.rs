@@ -575,3 +575,23 @@ fn one_event_among_many_pods_copies_only_what_it_touches() {
         assert_eq!(Arc::ptr_eq(&of(&before), &of(&after)), i != 7, "p{i}");
     }
 }
+
+#[test]
+fn pods_with_the_same_labels_share_them_and_those_of_gone_pods_are_forgotten() {
+    let labelled = |name: &str, version: usize| {
+        let labels = labels(&[("app", "web"), ("version", &version.to_string())]);
+        Object::Pod(Pod { labels, ..pod(name, "n1", &[]) })
+    };
+    let mut cluster = cluster([labelled("a", 0), labelled("b", 0)]);
+    let shown = |cluster: &Cluster, name: &str| {
+        let name = ObjectName { namespace: Some(arc("ns")), name: arc(name) };
+        cluster.pods.get(&name).unwrap().endpoint.labels.clone()
+    };
+    assert!(shown(&cluster, "a").same(&shown(&cluster, "b")));
+    for version in 1..1_000 {
+        cluster.apply(labelled("b", version), t(0));
+    }
+    assert!(cluster.label_sets.len() < 100, "{}", cluster.label_sets.len());
+    cluster.apply(labelled("b", 0), t(0));
+    assert!(shown(&cluster, "a").same(&shown(&cluster, "b")));
+}
