@@ -53,7 +53,7 @@ impl Report<'_> {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndKey {
     pub kind: EndpointKind,
     pub namespace: Option<Arc<str>>,
@@ -63,7 +63,8 @@ pub struct EndKey {
     pub port: Option<u16>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What a record is known by. It is found through its parts, so that only a new record costs a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordKey {
     pub action: Action,
     pub reporter: Reporter,
@@ -77,40 +78,124 @@ pub struct RecordKey {
     pub denied_level: bool,
 }
 
-/// The record that counts this report.
-pub fn key(report: &Report<'_>, settings: &Settings) -> RecordKey {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct EndParts<'a> {
+    kind: EndpointKind,
+    namespace: Option<&'a Arc<str>>,
+    name_aggr: &'a Arc<str>,
+    name: Option<&'a Arc<str>>,
+    ip: Option<IpAddr>,
+    port: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct ServiceParts<'a> {
+    namespace: &'a Arc<str>,
+    name: &'a Arc<str>,
+    port_name: &'a str,
+    port: u16,
+}
+
+/// A [`RecordKey`], borrowed from a report or from a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RecordParts<'a> {
+    action: Action,
+    reporter: Reporter,
+    source: EndParts<'a>,
+    dest: EndParts<'a>,
+    proto: Proto,
+    service: Option<ServiceParts<'a>>,
+    trace: Option<&'a Trace>,
+    denied_level: bool,
+}
+
+/// What the record that counts this report is known by.
+pub fn parts<'a>(report: &Report<'a>, settings: &Settings) -> RecordParts<'a> {
     let denied_level = report.is_denied_level();
     let level = if denied_level { settings.level_for_denied } else { settings.level_for_allowed };
     let ports = report.proto.has_ports();
-    let end = |endpoint: &Arc<Endpoint>, ip: IpAddr, port: Option<u16>| EndKey {
+    let end = |endpoint: &'a Endpoint, ip: IpAddr, port: Option<u16>| EndParts {
         kind: endpoint.kind,
-        namespace: endpoint.namespace.clone(),
-        name_aggr: endpoint.name_aggr.clone(),
-        name: (level < Level::NamePrefix).then(|| endpoint.name.clone()),
+        namespace: endpoint.namespace.as_ref(),
+        name_aggr: &endpoint.name_aggr,
+        name: (level < Level::NamePrefix).then_some(&endpoint.name),
         ip: (level < Level::NamePrefix).then_some(ip),
         port,
     };
     let Addresses { src, dst, src_port, dst_port } = report.addresses;
     let service = report.service.filter(|_| settings.include_service).map(|service| {
-        if level == Level::NoDestinationPort && &*service.port_name != "-" {
-            Arc::new(ServiceName { port_name: "-".into(), ..ServiceName::clone(service) })
-        } else {
-            service.clone()
-        }
+        let parts = ServiceParts::of(service);
+        if level == Level::NoDestinationPort { ServiceParts { port_name: "-", ..parts } } else { parts }
     });
-    RecordKey {
+    RecordParts {
         action: report.action,
         reporter: report.reporter,
         source: end(report.source, src, (ports && level == Level::None).then_some(src_port)),
         dest: end(report.dest, dst, (ports && level < Level::NoDestinationPort).then_some(dst_port)),
         proto: report.proto,
         service,
-        trace: report.evaluation.filter(|_| settings.include_policies).map(|e| e.enforced.clone()),
+        trace: report.evaluation.filter(|_| settings.include_policies).map(|e| &e.enforced),
         denied_level,
     }
 }
 
+impl<'a> ServiceParts<'a> {
+    fn of(service: &'a ServiceName) -> Self {
+        let ServiceName { namespace, name, port_name, port } = service;
+        Self { namespace, name, port_name, port: *port }
+    }
+}
+
+impl EndParts<'_> {
+    fn to_key(self) -> EndKey {
+        EndKey {
+            kind: self.kind,
+            namespace: self.namespace.cloned(),
+            name_aggr: self.name_aggr.clone(),
+            name: self.name.cloned(),
+            ip: self.ip,
+            port: self.port,
+        }
+    }
+}
+
+impl RecordParts<'_> {
+    /// `service` is the report's: it is shared where nothing of it is left out.
+    pub fn to_key(self, service: Option<&Arc<ServiceName>>) -> RecordKey {
+        let service = self.service.map(|parts| match service {
+            Some(service) if ServiceParts::of(service) == parts => service.clone(),
+            _ => Arc::new(ServiceName {
+                namespace: parts.namespace.clone(),
+                name: parts.name.clone(),
+                port_name: parts.port_name.into(),
+                port: parts.port,
+            }),
+        });
+        RecordKey {
+            action: self.action,
+            reporter: self.reporter,
+            source: self.source.to_key(),
+            dest: self.dest.to_key(),
+            proto: self.proto,
+            service,
+            trace: self.trace.cloned(),
+            denied_level: self.denied_level,
+        }
+    }
+}
+
 impl EndKey {
+    fn parts(&self) -> EndParts<'_> {
+        EndParts {
+            kind: self.kind,
+            namespace: self.namespace.as_ref(),
+            name_aggr: &self.name_aggr,
+            name: self.name.as_ref(),
+            ip: self.ip,
+            port: self.port,
+        }
+    }
+
     fn order(&self, other: &Self) -> Ordering {
         // `None` sorts first, as the "-" that is printed for it does; addresses sort as addresses.
         self.namespace
@@ -123,6 +208,19 @@ impl EndKey {
 }
 
 impl RecordKey {
+    pub fn parts(&self) -> RecordParts<'_> {
+        RecordParts {
+            action: self.action,
+            reporter: self.reporter,
+            source: self.source.parts(),
+            dest: self.dest.parts(),
+            proto: self.proto,
+            service: self.service.as_deref().map(ServiceParts::of),
+            trace: self.trace.as_ref(),
+            denied_level: self.denied_level,
+        }
+    }
+
     /// The order of lines in a flush. Columns that are text sort as text.
     pub fn order(&self, other: &Self) -> Ordering {
         self.action
@@ -148,5 +246,55 @@ impl RecordKey {
                     other.denied_level,
                 ))
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Labels;
+
+    #[test]
+    fn a_record_is_found_by_the_parts_it_was_made_of() {
+        let end = |name: &str| {
+            Arc::new(Endpoint {
+                kind: EndpointKind::Wep,
+                namespace: Some("shop".into()),
+                name: name.into(),
+                name_aggr: "web-*".into(),
+                labels: Labels::default(),
+                node: None,
+                uid: None,
+                created: None,
+                is_bare_node: false,
+            })
+        };
+        let (source, dest) = (end("web-1"), end("web-2"));
+        let service = |port_name: &str| {
+            let (namespace, name) = ("shop".into(), "web".into());
+            Arc::new(ServiceName { namespace, name, port_name: port_name.into(), port: 80 })
+        };
+        let (http, other) = (service("http"), service("metrics"));
+        let ip = |last| IpAddr::from([10, 0, 0, last]);
+        let report = |service| Report {
+            reporter: Reporter::Src,
+            action: Action::Allow,
+            proto: Proto::TCP,
+            addresses: Addresses { src: ip(1), dst: ip(2), src_port: 40_000, dst_port: 8080 },
+            source: &source,
+            dest: &dest,
+            service: Some(service),
+            evaluation: None,
+        };
+        for level in [Level::None, Level::SourcePort, Level::NamePrefix, Level::NoDestinationPort] {
+            let settings = Settings { level_for_allowed: level, ..Settings::default() };
+            let one = report(&http);
+            let key = parts(&one, &settings).to_key(one.service);
+            assert_eq!(key.parts(), parts(&one, &settings));
+            // Only level 3 merges the ports of a service.
+            let merges = level == Level::NoDestinationPort;
+            assert_eq!(key.parts() == parts(&report(&other), &settings), merges, "{level:?}");
+            assert_eq!(key.service.is_some_and(|service| &*service.port_name == "-"), merges, "{level:?}");
+        }
     }
 }

@@ -6,15 +6,16 @@
 //! key was opened again (`Contribution::once`); no more than `limit` records.
 
 use std::collections::hash_map::Entry;
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 
 use crate::model::{Counters, FlowEnd, FlowLog, FlowLogs, Labels, Policies, Timestamp, Trace};
 
-use super::{IdleFlows, Level, RecordKey, Settings};
+use super::{IdleFlows, Level, RecordKey, Report, Settings, parts};
 
 /// Index of a record in the window.
 pub type RecordId = u32;
@@ -53,33 +54,49 @@ pub struct Contribution<'a> {
 
 /// The distinct values that were seen first, whatever the order in which flows are folded.
 #[derive(Clone, Debug)]
-struct FirstSeen<T>(Vec<((Timestamp, u32), T)>);
+struct FirstSeen<T> {
+    values: Vec<(Place, T)>,
+    /// No place from here on changes anything: the last place of a full list.
+    latest: Place,
+}
+
+/// When a flow began, and its place among those of the same time.
+type Place = (Timestamp, u32);
+
+const NO_PLACE: Place = (Timestamp(i64::MAX), u32::MAX);
 
 impl<T> Default for FirstSeen<T> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self { values: Vec::new(), latest: NO_PLACE }
     }
 }
 
 impl<T: Ord + Copy> FirstSeen<T> {
-    fn insert(&mut self, value: T, place: (Timestamp, u32), limit: usize) {
-        if let Some(known) = self.0.iter_mut().find(|(_, known)| *known == value) {
+    fn insert(&mut self, value: T, place: Place, limit: usize) {
+        if place >= self.latest {
+            return;
+        }
+        if let Some(known) = self.values.iter_mut().find(|(_, known)| *known == value) {
             known.0 = known.0.min(place);
-        } else if self.0.len() < limit {
-            self.0.push((place, value));
-        } else if let Some(last) = self.0.iter_mut().max_by_key(|(place, _)| *place)
+        } else if self.values.len() < limit {
+            self.values.push((place, value));
+        } else if let Some(last) = self.values.iter_mut().max_by_key(|(place, _)| *place)
             && place < last.0
         {
             *last = (place, value);
         }
+        if self.values.len() >= limit {
+            self.latest = self.values.iter().map(|(place, _)| *place).max().unwrap_or(NO_PLACE);
+        }
     }
 
     fn clear(&mut self) {
-        self.0.clear();
+        self.values.clear();
+        self.latest = NO_PLACE;
     }
 
     fn ascending(&self) -> Vec<T> {
-        let mut values: Vec<T> = self.0.iter().map(|&(_, value)| value).collect();
+        let mut values: Vec<T> = self.values.iter().map(|&(_, value)| value).collect();
         values.sort_unstable();
         values
     }
@@ -117,7 +134,9 @@ pub struct WindowStats {
 pub struct Window {
     settings: Settings,
     start: Timestamp,
-    keys: HashMap<RecordKey, RecordId, RandomState>,
+    /// Records by their key.
+    keys: HashTable<RecordId>,
+    hasher: RandomState,
     records: Vec<Option<(RecordKey, Record)>>,
     free: Vec<RecordId>,
     /// Of keys that came more than once: (fingerprint, record) -> seen, started, completed.
@@ -131,7 +150,8 @@ impl Window {
         Self {
             settings,
             start,
-            keys: HashMap::default(),
+            keys: HashTable::new(),
+            hasher: RandomState::default(),
             records: Vec::new(),
             free: Vec::new(),
             counted: std::collections::HashMap::default(),
@@ -176,10 +196,13 @@ impl Window {
         }
     }
 
-    /// The record of this key, with one more flow that refers to it. `None`: the window is full.
-    pub fn attach(&mut self, key: RecordKey) -> Option<RecordId> {
-        if let Some(&id) = self.keys.get(&key) {
-            if let Some((_, record)) = self.records[id as usize].as_mut() {
+    /// The record that counts this report, with one more flow that refers to it. `None`: the window is full.
+    pub fn attach(&mut self, report: &Report<'_>) -> Option<RecordId> {
+        let parts = parts(report, &self.settings);
+        let hash = self.hasher.hash_one(parts);
+        let is_known = |id: &RecordId| matches!(self.records.get(*id as usize), Some(Some((key, _))) if key.parts() == parts);
+        if let Some(&id) = self.keys.find(hash, is_known) {
+            if let Some(Some((_, record))) = self.records.get_mut(id as usize) {
                 record.references += 1;
             }
             return Some(id);
@@ -187,18 +210,21 @@ impl Window {
         if self.keys.len() >= self.limit {
             return None;
         }
-        let record = Record { references: 1, ..Record::default() };
+        let record = Some((parts.to_key(report.service), Record { references: 1, ..Record::default() }));
         let id = match self.free.pop() {
             Some(id) => {
-                self.records[id as usize] = Some((key.clone(), record));
+                self.records[id as usize] = record;
                 id
             }
             None => {
-                self.records.push(Some((key.clone(), record)));
+                self.records.push(record);
                 (self.records.len() - 1) as RecordId
             }
         };
-        self.keys.insert(key, id);
+        let (records, hasher) = (&self.records, &self.hasher);
+        self.keys.insert_unique(hash, id, |id| {
+            records[*id as usize].as_ref().map_or(0, |(key, _)| hasher.hash_one(key.parts()))
+        });
         Some(id)
     }
 
@@ -241,10 +267,14 @@ impl Window {
         }
         if flow.all.is_some() && flow.policies_sequence >= record.policies_sequence {
             record.policies_sequence = flow.policies_sequence;
-            if let Some(all) = flow.all {
+            // Flows of one record mostly share their traces: a comparison is cheaper than a count of references.
+            if let Some(all) = flow.all.filter(|all| !Arc::ptr_eq(&all.0, &record.all.0)) {
                 record.all = all.clone();
             }
-            record.pending = flow.pending.cloned();
+            match (&record.pending, flow.pending) {
+                (Some(known), Some(now)) if Arc::ptr_eq(&known.0, &now.0) => {}
+                (_, now) => record.pending = now.cloned(),
+            }
         }
         if flow.seen || flow.touched {
             for (ips, ip) in record.ips.iter_mut().zip([flow.source_ip, flow.dest_ip]) {
@@ -273,7 +303,7 @@ impl Window {
             let Some(more) = more else { continue };
             match labels {
                 None => *labels = Some(more.clone()),
-                Some(labels) if labels.same(more) => {}
+                Some(labels) if labels.is_within(more) => {}
                 Some(labels) => *labels = labels.intersection(more),
             }
         }
@@ -315,7 +345,10 @@ impl Window {
         for (id, place) in self.records.iter_mut().enumerate() {
             let Some((key, record)) = place else { continue };
             if record.references == 0 {
-                self.keys.remove(key);
+                let hash = self.hasher.hash_one(key.parts());
+                if let Ok(entry) = self.keys.find_entry(hash, |other| *other as usize == id) {
+                    entry.remove();
+                }
                 *place = None;
                 self.free.push(id as RecordId);
                 continue;
@@ -379,5 +412,36 @@ fn flow_log(key: &RecordKey, record: &Record, settings: &Settings) -> FlowLog {
         tcp: Default::default(),
         drop_reasons,
         policy_mismatch: record.policy_mismatch,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// A capped list holds the values whose first places are the earliest, whatever the order of insertion.
+        #[test]
+        fn the_first_seen_are_kept(
+            seen in prop::collection::vec((0..12_u16, 0..3_i64, any::<u8>()), 0..40),
+            limit in 0..6_usize,
+        ) {
+            let mut list = FirstSeen::default();
+            let mut naive = std::collections::BTreeMap::new();
+            // A place belongs to one flow, and so to one value.
+            for (n, (value, at, place)) in seen.into_iter().enumerate() {
+                let place = (Timestamp(at), u32::from(place) << 8 | n as u32);
+                list.insert(value, place, limit);
+                let first = naive.entry(value).or_insert(place);
+                *first = place.min(*first);
+            }
+            let mut first: Vec<_> = naive.into_iter().map(|(value, place)| (place, value)).collect();
+            first.sort_unstable();
+            let mut first: Vec<u16> = first.into_iter().take(limit).map(|(_, value)| value).collect();
+            first.sort_unstable();
+            prop_assert_eq!(list.ascending(), first);
+        }
     }
 }

@@ -64,14 +64,18 @@ pub(super) struct Unnamed<'a> {
     pub(super) known: &'a [Option<Arc<Endpoint>>; 2],
 }
 
-/// Endpoints only: what a flow takes along from its beginning.
+/// Endpoints only: what a flow takes along from its beginning. What is known of it stays.
 pub(super) fn endpoints(
     cluster: &Cluster,
     settings: &Settings,
     addresses: &Addresses,
     began: Timestamp,
+    known: &[Option<Arc<Endpoint>>; 2],
 ) -> [Option<Arc<Endpoint>>; 2] {
-    [addresses.src, addresses.dst].map(|ip| cluster.endpoint_at(ip, began, settings.host_endpoints).cloned())
+    let [source, dest] = known;
+    [(addresses.src, source), (addresses.dst, dest)].map(|(ip, known)| {
+        known.as_ref().or_else(|| cluster.endpoint_at(ip, began, settings.host_endpoints)).cloned()
+    })
 }
 
 pub(super) fn name(
@@ -91,17 +95,11 @@ pub(super) fn name(
             unpoliced: false,
         };
     }
-    let mut found = endpoints(cluster, settings, &flow.addresses, flow.began);
-    for (found, known) in found.iter_mut().zip(flow.known) {
-        if let Some(known) = known {
-            *found = Some(known.clone());
-        }
-    }
     let set = |ip: IpAddr, peer: Option<&Arc<Endpoint>>| {
         let peer_namespace = peer.and_then(|peer| peer.namespace.as_deref());
         settings.network_sets.then(|| cluster.network_set(ip, peer_namespace).cloned()).flatten()
     };
-    let [source, dest] = found;
+    let [source, dest] = endpoints(cluster, settings, &flow.addresses, flow.began, flow.known);
     let source = source
         .or_else(|| set(src, dest.as_ref()))
         .unwrap_or_else(|| plain.of(src, settings.private_networks));

@@ -4,10 +4,11 @@
 //! counters go to a record, or to a number of [`Stats`]; a drop belongs to one end (the first local one, in path
 //! order, whose policies deny; else to the last local one, unexplained).
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::aggregate::{Contribution, Report, Window, key};
+use crate::aggregate::{Contribution, Report, Window};
 use crate::cluster::Cluster;
 use crate::flow::{Connection, Denied, DeniedTable, Flags, Verdicts};
 use crate::model::{
@@ -194,7 +195,7 @@ impl Fold<'_> {
                     service: connection.service.as_ref(),
                     evaluation,
                 };
-                match self.window.attach(key(&report, self.window.settings())) {
+                match self.window.attach(&report) {
                     Some(record) => connection.records[side] = record,
                     None => {
                         self.stats.window_overflow += sum(pending);
@@ -395,7 +396,7 @@ impl Fold<'_> {
                     service: denied.service.as_ref(),
                     evaluation,
                 };
-                match self.window.attach(key(&report, self.window.settings())) {
+                match self.window.attach(&report) {
                     Some(record) => denied.records[side] = record,
                     None => {
                         self.stats.window_overflow += pending;
@@ -498,9 +499,9 @@ fn keep_earlier(earlier: &mut Option<Labels>, before: Labels) {
 }
 
 /// What the end carried all through this window.
-fn labels_of_window(end: &Endpoint, earlier: Option<&Labels>) -> Labels {
+fn labels_of_window<'a>(end: &'a Endpoint, earlier: Option<&Labels>) -> Cow<'a, Labels> {
     match earlier {
-        Some(earlier) => end.labels.intersection(earlier),
-        None => end.labels.clone(),
+        Some(earlier) => Cow::Owned(end.labels.intersection(earlier)),
+        None => Cow::Borrowed(&end.labels),
     }
 }

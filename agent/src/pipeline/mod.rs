@@ -260,10 +260,11 @@ impl Pipeline {
             }
             return;
         };
-        let fingerprint = self.fingerprint(&key);
+        let fingerprints = &self.fingerprints;
         if let Some(connection) = self.connections.get_mut(slot) {
             refresh_labels(&snapshot.cluster, connection);
             if !self.verdicts.is_empty() {
+                let fingerprint = fingerprints.hash_one(key);
                 fold!(self, &snapshot.cluster, None).take_verdicts(connection, fingerprint, false);
             }
             connection.count(record.counters);
@@ -304,7 +305,13 @@ impl Pipeline {
         self.first_seen = self.first_seen.wrapping_add(1);
         connection.labels_epoch = snapshot.cluster.labels_epoch() as u32;
         let addresses = connection.reported().addresses;
-        connection.ends = ends::endpoints(&snapshot.cluster, self.window.settings(), &addresses, self.at);
+        connection.ends = ends::endpoints(
+            &snapshot.cluster,
+            self.window.settings(),
+            &addresses,
+            self.at,
+            &Default::default(),
+        );
         if !self.verdicts.is_empty() {
             let fingerprint = self.fingerprint(&key);
             fold!(self, &snapshot.cluster, None).take_verdicts(&mut connection, fingerprint, false);
@@ -338,11 +345,13 @@ impl Pipeline {
         connection.flags.set(Flags::COMPLETED);
         if !connection.flags.has(Flags::SETTLED) {
             let addresses = connection.reported().addresses;
-            let found =
-                ends::endpoints(&snapshot.cluster, self.window.settings(), &addresses, connection.began);
-            for (end, found) in connection.ends.iter_mut().zip(found) {
-                *end = end.take().or(found);
-            }
+            connection.ends = ends::endpoints(
+                &snapshot.cluster,
+                self.window.settings(),
+                &addresses,
+                connection.began,
+                &connection.ends,
+            );
             if both_known(&connection) {
                 fold!(self, &snapshot.cluster, None).settle(&mut connection);
             }
@@ -388,7 +397,8 @@ impl Pipeline {
         fresh.first_seen = self.first_seen;
         self.first_seen = self.first_seen.wrapping_add(1);
         fresh.labels_epoch = snapshot.cluster.labels_epoch() as u32;
-        fresh.ends = ends::endpoints(&snapshot.cluster, settings, &key.tuple.addresses, self.at);
+        let unknown = Default::default();
+        fresh.ends = ends::endpoints(&snapshot.cluster, settings, &key.tuple.addresses, self.at, &unknown);
         let Some(denied) = self.denied.get_mut(&key) else {
             fold!(self, &snapshot.cluster, None).take_denied_verdicts(&mut fresh);
             fresh.count(drop, now);
