@@ -45,7 +45,7 @@ pub struct Policies {
     pub all: Trace,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProcessColumns {
     /// `None` is `"-"`.
     pub name: Option<Arc<str>>,
@@ -58,7 +58,7 @@ pub struct ProcessColumns {
 }
 
 /// Round-trip times in microseconds.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpColumns {
     pub mean_send_congestion_window: u64,
     pub min_send_congestion_window: u64,

@@ -30,6 +30,11 @@ static ESCAPES: [u8; 256] = {
 pub fn escaped(text: &str, out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut rest = text.as_bytes();
+    // Nearly all text is plain. Asked of all bytes at once, without a way out, the compiler makes it wide.
+    if !rest.iter().fold(false, |any, byte| any | (*byte < 0x20) | (*byte == b'"') | (*byte == b'\\')) {
+        out.extend_from_slice(rest);
+        return;
+    }
     while let Some(at) = rest.iter().position(|byte| ESCAPES[usize::from(*byte)] != 0) {
         let (plain, tail) = rest.split_at(at);
         out.extend_from_slice(plain);

@@ -187,6 +187,14 @@ pub fn encode(log: &FlowLog, window: &Window, format: &LineFormat, out: &mut Vec
     out.extend_from_slice(b"}\n");
 }
 
+/// What most lines say of processes and of TCP: written in one piece. A test holds them to the long way.
+const NO_PROCESS: &[u8] = b",\"process_name\":\"-\",\"num_process_names\":0,\"process_id\":\"-\",\
+\"num_process_ids\":0,\"process_args\":[\"-\"],\"num_process_args\":0";
+const NO_TCP: &[u8] = b",\"tcp_mean_send_congestion_window\":0,\"tcp_min_send_congestion_window\":0,\
+\"tcp_mean_smooth_rtt\":0,\"tcp_max_smooth_rtt\":0,\"tcp_mean_min_rtt\":0,\"tcp_max_min_rtt\":0,\
+\"tcp_mean_mss\":0,\"tcp_min_mss\":0,\"tcp_total_retransmissions\":0,\"tcp_lost_packets\":0,\
+\"tcp_unrecovered_to\":0";
+
 fn source_columns(end: &FlowEnd, nat_outgoing_ports: &[u16], has_ports: bool, out: &mut Vec<u8>) {
     key!(out, "source_ip");
     ip_or_null(end.ip, out);
@@ -237,6 +245,14 @@ fn service_columns(log: &FlowLog, out: &mut Vec<u8>) {
 }
 
 fn process_columns(process: &ProcessColumns, out: &mut Vec<u8>) {
+    if *process == ProcessColumns::default() {
+        out.extend_from_slice(NO_PROCESS);
+    } else {
+        all_process_columns(process, out);
+    }
+}
+
+fn all_process_columns(process: &ProcessColumns, out: &mut Vec<u8>) {
     key!(out, "process_name");
     json::string(process.name.as_deref().unwrap_or("-"), out);
     key!(out, "num_process_names");
@@ -252,6 +268,14 @@ fn process_columns(process: &ProcessColumns, out: &mut Vec<u8>) {
 }
 
 fn tcp_columns(tcp: &TcpColumns, out: &mut Vec<u8>) {
+    if *tcp == TcpColumns::default() {
+        out.extend_from_slice(NO_TCP);
+    } else {
+        all_tcp_columns(tcp, out);
+    }
+}
+
+fn all_tcp_columns(tcp: &TcpColumns, out: &mut Vec<u8>) {
     key!(out, "tcp_mean_send_congestion_window");
     json::unsigned(tcp.mean_send_congestion_window, out);
     key!(out, "tcp_min_send_congestion_window");

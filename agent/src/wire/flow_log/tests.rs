@@ -60,6 +60,15 @@ const WINDOW: Window = Window {
     lost_events: 3,
 };
 
+#[test]
+fn what_is_written_in_one_piece_is_what_the_columns_give() {
+    let (mut process, mut tcp) = (Vec::new(), Vec::new());
+    all_process_columns(&ProcessColumns::default(), &mut process);
+    all_tcp_columns(&TcpColumns::default(), &mut tcp);
+    assert_eq!(str::from_utf8(&process), str::from_utf8(NO_PROCESS));
+    assert_eq!(str::from_utf8(&tcp), str::from_utf8(NO_TCP));
+}
+
 fn line(log: &FlowLog, format: &LineFormat) -> String {
     let mut out = Vec::new();
     encode(log, &WINDOW, format, &mut out);
