@@ -156,6 +156,7 @@ pub struct EbpfSource {
     /// Totals at the last look, to see what moved.
     seen_tombstones: u64,
     seen_overflow: u64,
+    seen_missed: u64,
     missed_told: u64,
     untold_told: Untold,
     malformed_told: u64,
@@ -226,6 +227,7 @@ impl EbpfSource {
             probes: Vec::new(),
             seen_tombstones: 0,
             seen_overflow: 0,
+            seen_missed: 0,
             missed_told: 0,
             untold_told: Untold::default(),
             malformed_told: 0,
@@ -432,11 +434,24 @@ impl EbpfSource {
         Ok(())
     }
 
-    /// Live connections for which the map had no room: read while the table is dumped.
+    /// Probe hits that the kernel skipped: of the start of connections, and all others. A start that is skipped costs
+    /// nothing: [`Self::dump_outside`] finds the connection while it lives, and its end is told in full.
+    fn missed(&self) -> (u64, u64) {
+        let missed = counts::missed_runs().unwrap_or_default();
+        let starts = load::program_id(&self.bpf, "conntrack_confirm");
+        let of_starts = starts.and_then(|id| missed.get(&id).copied()).unwrap_or(0);
+        (of_starts, missed.values().fold(0_u64, |sum, n| sum.saturating_add(*n)).saturating_sub(of_starts))
+    }
+
+    /// Live connections for which the map had no room, or whose start the kernel did not show: read while the table is dumped.
     fn dump_outside(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
         let overflow = self.counts.total(Stat::Overflow)?;
-        let due = overflow != self.seen_overflow || self.translator.outside_len() > 0;
+        let (starts_missed, _) = self.missed();
+        let due = overflow != self.seen_overflow
+            || starts_missed != self.seen_missed
+            || self.translator.outside_len() > 0;
         self.seen_overflow = overflow;
+        self.seen_missed = starts_missed;
         if !due || !self.can_adopt() || self.translator.adoption != Adoption::Done {
             return Ok(());
         }
@@ -446,6 +461,7 @@ impl EbpfSource {
     /// What was lost since the last call, by stage.
     pub fn losses(&mut self) -> Vec<(&'static str, u64)> {
         let mut out = self.counts.losses();
+        let (_, missed) = self.missed();
         let mut tell = |name, total: u64, told: &mut u64| {
             if total > *told {
                 out.push((name, total - *told));
@@ -458,7 +474,7 @@ impl EbpfSource {
         tell("uncounted", untold.uncounted, &mut self.untold_told.uncounted);
         let malformed = untold.malformed + self.ends.malformed + self.swept.malformed;
         tell("malformed", malformed, &mut self.malformed_told);
-        tell("probes_missed", counts::missed_runs().unwrap_or(0), &mut self.missed_told);
+        tell("probes_missed", missed, &mut self.missed_told);
         out
     }
 
@@ -473,7 +489,7 @@ impl EbpfSource {
             outside: self.translator.outside_len() as u64,
             ended_before_adoption: self.translator.ended_before,
             counts: self.counts.totals(),
-            missed: counts::missed_runs(),
+            missed: counts::missed_runs().map(|missed| missed.values().sum()),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! last look. What always holds: a name here is a name in the metrics; every slot the programs use has one. Not here:
 //! metrics as such.
 
+use std::collections::HashMap;
 use std::fs;
 
 use aya::Ebpf;
@@ -74,16 +75,20 @@ impl Counts {
 }
 
 /// Runs of a program that the kernel skipped because another program was running on that CPU, and hits that a kprobe
-/// missed, as the kernel tells them of this process's own programs and links. `None`: it does not (before 5.12).
-pub fn missed_runs() -> Option<u64> {
-    let mut total = None;
+/// missed, as the kernel tells them of this process's own programs and links, by the program's number. `None`: it does
+/// not (before 5.12).
+pub fn missed_runs() -> Option<HashMap<u32, u64>> {
+    let mut total: Option<HashMap<u32, u64>> = None;
     for entry in fs::read_dir("/proc/self/fdinfo").ok()?.flatten() {
         let Ok(text) = fs::read_to_string(entry.path()) else { continue };
         if text.lines().any(|line| line.starts_with("prog_type:\t2")) || text.contains("link_type:\t") {
+            let number = text.lines().find_map(|line| line.strip_prefix("prog_id:"));
+            let Some(program) = number.and_then(|n| n.trim().parse().ok()) else { continue };
             for line in text.lines() {
                 let value = line.strip_prefix("recursion_misses:").or_else(|| line.strip_prefix("missed:"));
                 if let Some(n) = value.and_then(|v| v.trim().parse::<u64>().ok()) {
-                    total = Some(total.unwrap_or(0_u64).saturating_add(n));
+                    let missed = total.get_or_insert_default().entry(program).or_default();
+                    *missed = missed.saturating_add(n);
                 }
             }
         }

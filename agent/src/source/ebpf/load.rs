@@ -138,6 +138,11 @@ pub(super) fn kprobe<'a>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mu
     Ok(program)
 }
 
+/// The kernel's number of a loaded program.
+pub(super) fn program_id(bpf: &Ebpf, name: &str) -> Option<u32> {
+    bpf.program(name)?.info().ok().map(|info| info.id())
+}
+
 /// Also fine when it is loaded already: one program can sit on several functions.
 pub(super) fn load_kprobe(bpf: &mut Ebpf, name: &'static str) -> Result<(), OpenError> {
     let program = kprobe(bpf, name)?;
