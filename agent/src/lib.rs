@@ -7,16 +7,17 @@
 //! kernel record -> Observation -> Flow -> Report (0, 1 or 2 a flow: one per local end) -> FlowLog -> JSON line
 //! ```
 //!
-//! The rooms, in data order (arrows of import point down only):
+//! The rooms, in data order. Who may import whom (arrows point down only; `xtask/src/rooms.rs` holds the code to it):
 //!
 //! ```text
-//! main -> cli -> app -> { source, watch, sink, pipeline, config, telemetry }
-//! pipeline -> { flow, snapshot, aggregate, model }     snapshot -> cluster
-//! source -> { wire, model }   watch -> { snapshot, cluster, model }   sink -> { wire, model }
-//! wire, aggregate, flow, cluster -> model              model -> std, ipnet
+//! main -> cli -> { app, cluster, config, model, pipeline, sink, source, telemetry, watch, wire }
+//! app -> { aggregate, cluster, config, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
+//! telemetry -> { pipeline, sink }   source, sink -> { config, model }   watch -> { cluster, model }
+//! pipeline -> { flow, snapshot, cluster, aggregate, model }   snapshot -> cluster
+//! wire, aggregate, flow, cluster -> model   model -> std
 //! ```
 //!
-//! `Pipeline::step` is synchronous; the daemon, `replay`, the scenarios, the fuzzers and the benches all call it.
+//! `Pipeline::step` is synchronous; the daemon, `replay`, the tests and the benches all call it.
 
 pub mod model;
 

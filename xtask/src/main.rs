@@ -6,6 +6,8 @@ mod demo;
 mod ebpf;
 mod netns;
 mod packages;
+#[cfg(test)]
+mod rooms;
 mod test;
 mod vm;
 

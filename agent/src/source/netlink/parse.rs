@@ -1,7 +1,7 @@
 //! One ctnetlink message as bytes in, one [`CtMessage`] out.
 //!
 //! Pure: no socket, no clock, no state. Never panics and never allocates on whatever bytes it is given
-//! (`parse_message` is what the fuzz target calls). Attributes it does not know are passed over, so that a
+//! (its tests throw any bytes at `parse_message`). Attributes it does not know are passed over, so that a
 //! newer kernel's additions do no harm; attributes it knows must have their exact size.
 //!
 //! Why not netlink-packet-netfilter: its 0.4 leaves counters, id, zone and timestamps as raw bytes and copies
