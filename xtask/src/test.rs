@@ -53,7 +53,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     report.step("format", || tool(&["fmt", "--all", "--check"], "rustfmt"));
     report.step("clippy", || {
-        tool(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"], "clippy-driver")
+        tool(
+            &["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
+            "clippy-driver",
+        )
     });
     report.step("eBPF objects are those of the source", ebpf);
     report.step("generated files are those of the code", || xtask(&["codegen", "--check"]));
@@ -175,7 +178,7 @@ fn ebpf() -> Result<Outcome> {
 /// All tests of the workspace; what they say of themselves when they cannot run is collected.
 fn tests(report: &mut Report) -> Result<Outcome> {
     let mut child = cargo()
-        .args(["test", "--workspace", "--no-fail-fast", "--", "--show-output"])
+        .args(["test", "--locked", "--workspace", "--no-fail-fast", "--", "--show-output"])
         .stdout(Stdio::piped())
         .spawn()
         .context("cargo cannot be run")?;
