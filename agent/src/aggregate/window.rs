@@ -3,7 +3,7 @@
 //! In: contributions of flows, folded under a record. Out: at the flush, the records, sorted. A record lives as
 //! long as a live flow refers to it, so that a flow finds its record again without building its key.
 //! Always: counters of what was folded are in exactly one record; a flow is counted once a window, also when its
-//! key was opened again (`Contribution::once`); no more than `limit` records.
+//! key was opened again (`Contribution::once`); no more than `limit` records, and as many keys that came again.
 
 use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
@@ -129,6 +129,8 @@ pub struct WindowStats {
     pub filtered_records: u64,
     /// Their traffic, toward and from the reporters.
     pub filtered: Counters,
+    /// Flows of which the window could not remember that it counted them: should their key come again, it counts anew.
+    pub not_remembered: u64,
 }
 
 pub struct Window {
@@ -141,6 +143,7 @@ pub struct Window {
     free: Vec<RecordId>,
     /// Of keys that came more than once: (fingerprint, record) -> seen, started, completed.
     counted: std::collections::HashMap<(u64, RecordId), [bool; 3], RandomState>,
+    not_remembered: u64,
     epoch: u16,
     limit: usize,
 }
@@ -155,6 +158,7 @@ impl Window {
             records: Vec::new(),
             free: Vec::new(),
             counted: std::collections::HashMap::default(),
+            not_remembered: 0,
             epoch: 1,
             limit: limit.min(RecordId::MAX as usize - 1),
         }
@@ -241,7 +245,9 @@ impl Window {
         record.outgoing += flow.outgoing;
         let mut count = [flow.seen, flow.started, flow.completed];
         if let Some(fingerprint) = flow.once {
+            let is_full = self.counted.len() >= self.limit;
             match self.counted.entry((fingerprint, id)) {
+                Entry::Vacant(_) if is_full => self.not_remembered += 1,
                 Entry::Vacant(vacant) => {
                     vacant.insert(count);
                 }
@@ -311,7 +317,8 @@ impl Window {
 
     /// Closes the window at `end`; the next one begins there.
     pub fn flush(&mut self, end: Timestamp, lost_events: u64) -> (FlowLogs, WindowStats) {
-        let mut stats = WindowStats::default();
+        let not_remembered = std::mem::take(&mut self.not_remembered);
+        let mut stats = WindowStats { not_remembered, ..WindowStats::default() };
         let mut order: Vec<RecordId> = Vec::with_capacity(self.keys.len());
         for (id, place) in self.records.iter().enumerate() {
             let Some((key, record)) = place else { continue };

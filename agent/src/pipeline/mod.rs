@@ -2,7 +2,7 @@
 //!
 //! In: one [`Input`] at a time, the time it is at, the snapshot of the world. Out: at a flush, the window's records.
 //! Always: every packet that was observed is in exactly one record per local end, or in a number of [`Stats`];
-//! the same inputs give the same output. The daemon, `replay`, the scenarios, the fuzzers and the benches call
+//! the same inputs give the same output. The daemon, `replay`, the tests and the benches call
 //! nothing else. Not here: clocks, channels, files, JSON.
 
 mod ends;
@@ -77,7 +77,7 @@ pub struct Pipeline {
     /// By the key's fingerprint: the last of `ended` with that key, counted from the window's first.
     ended_keys: HashMap<u64, u64, RandomState>,
     denied: DeniedTable,
-    /// Denied flows that were over before the flush.
+    /// Denied flows that were over before the flush; no more of them than of open ones.
     denied_over: Vec<Denied>,
     /// Connections that never entered the table: what they lend to a denied flow.
     unconfirmed: Vec<(DeniedKey, Addresses)>,
@@ -417,7 +417,12 @@ impl Pipeline {
             next.count(drop, now);
             let mut over = std::mem::replace(denied, next);
             over.reopened = true;
-            self.denied_over.push(over);
+            if self.denied_over.len() < self.limits.denied {
+                self.denied_over.push(over);
+            } else {
+                let fingerprint = self.fingerprints.hash_one(key);
+                fold!(self, &snapshot.cluster, None).denied(&mut over, fingerprint, true);
+            }
         } else {
             refresh_denied_labels(&snapshot.cluster, denied);
             denied.count(drop, now);
@@ -473,6 +478,7 @@ impl Pipeline {
         let (logs, window) = self.window.flush(now, std::mem::take(&mut self.lost_events));
         self.stats.filtered_records += window.filtered_records;
         self.stats.filtered += window.filtered;
+        self.stats.not_remembered += window.not_remembered;
         if let Some(settings) = self.next_settings.take() {
             self.window.reconfigure(settings);
         }

@@ -30,6 +30,8 @@ pub struct Stats {
     pub window_overflow: Counters,
     /// Flows whose names were settled before the flush, because too many had ended.
     pub settled_early: u64,
+    /// Flows that may be counted twice in a window, because too many keys came again in it.
+    pub not_remembered: u64,
     pub verdicts_forgotten: u64,
     /// Records and traffic of the allowed or denied side while it is switched off.
     pub filtered_records: u64,

@@ -377,3 +377,23 @@ fn labels_are_what_all_updates_of_a_window_share() {
     let second = pipeline.step(Input::Flush, Timestamp(5), &Snapshot::new(&cluster)).unwrap();
     assert_eq!(labels(second), ["a=1", "b=3"]);
 }
+
+#[test]
+fn keys_that_came_again_are_remembered_up_to_a_bound() {
+    let end = |port| Event::Conntrack {
+        event: ConnectionEvent::End { confirmed: true },
+        src: 1,
+        dst: 2,
+        port,
+        proto: Proto::UDP,
+        counters: [1, 2, 3, 4],
+        over: false,
+    };
+    let events: Vec<Event> = (1000..1005).map(end).collect();
+    // Each is folded as soon as it has ended, and may come again: two records, five keys in each.
+    let limits = Limits { ended: 0, records: 2, ..Limits::default() };
+    let run = run(Level::NoDestinationPort, limits, &events, 100);
+    let flows: Vec<u64> = records(&run).map(|log| log.num_flows).collect();
+    assert_eq!(flows, [5, 5]);
+    assert_eq!(run.stats.not_remembered, 8);
+}
