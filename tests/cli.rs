@@ -441,3 +441,20 @@ fn replay_into_a_full_disk_is_74() {
     assert_eq!(output.status.code(), Some(74));
     assert_eq!(String::from_utf8_lossy(&output.stderr).matches("No space left").count(), 1);
 }
+
+#[test]
+fn a_recording_at_the_end_of_time_ends() {
+    let line = "{\"at\":\"2262-04-11T23:47:16.854775807Z\",\"lost\":{\"stage\":\"s\",\"events\":1}}\n";
+    let replay = |mode: &str| {
+        let mut command = flowlogd();
+        command
+            .args(["replay", "-", "--flush", mode])
+            .write_stdin(line)
+            .timeout(std::time::Duration::from_secs(60));
+        end(&mut command)
+    };
+    let ended = replay("interval");
+    assert_eq!((ended.code, ended.stdout.as_str()), (65, ""), "{}", ended.stderr);
+    assert!(ended.stderr.contains("recording line 1: at:"), "{}", ended.stderr);
+    assert_eq!(replay("explicit").code, 0);
+}

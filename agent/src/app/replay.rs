@@ -36,6 +36,10 @@ pub enum ReplayError {
     Recording(#[from] ReadError),
     #[error("recording line {line}: {error}")]
     Object { line: u64, error: DecodeError },
+    #[error(
+        "recording line {line}: at: no window after this time can be told (times end in April 2262): correct it, or use --flush explicit"
+    )]
+    EndOfTime { line: u64 },
     /// The source says why: a reader that went away is no error.
     #[error("lines cannot be written (check the output's disk, or where it is piped to)")]
     Output(#[source] io::Error),
@@ -111,6 +115,9 @@ impl Replay<'_> {
                 lines.write(logs)?;
                 world.forget_before(next_flush);
                 unflushed = false;
+                if next_flush.plus(interval) == next_flush {
+                    return Err(ReplayError::EndOfTime { line: number });
+                }
                 next_flush = next_flush.plus(interval);
                 if pipeline.is_idle() {
                     // Nothing lives that could make a line: windows in between are empty.

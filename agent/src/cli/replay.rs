@@ -82,7 +82,9 @@ pub fn run(global: &Global, resolved: &Resolved, args: &mut ReplayArgs) -> anyho
     let summary = replay.run(open(&recording)?, &mut output).map_err(|error| {
         let exit = match &error {
             ReplayError::Recording(ReadError::Io { .. }) => Exit::NotFound,
-            ReplayError::Recording(ReadError::Malformed(_)) | ReplayError::Object { .. } => Exit::Malformed,
+            ReplayError::Recording(ReadError::Malformed(_))
+            | ReplayError::Object { .. }
+            | ReplayError::EndOfTime { .. } => Exit::Malformed,
             ReplayError::Output(_) => Exit::OutputFailed,
             ReplayError::UnknownNode { .. } => Exit::Usage,
         };
