@@ -1,3 +1,5 @@
+//! What the parser makes of a command line: where lists end, what stands for what. Not here: verbs (`tests/cli.rs`).
+
 use super::*;
 use clap::CommandFactory as _;
 
