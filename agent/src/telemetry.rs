@@ -88,6 +88,11 @@ impl Family {
         *value = value.saturating_add(n);
     }
 
+    /// For a total that another room keeps, under one of few labels.
+    pub fn set(&self, label: &'static str, total: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(label.into(), total);
+    }
+
     /// 0 for a label never seen.
     pub fn get(&self, label: &str) -> u64 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(label).copied().unwrap_or(0)
@@ -153,8 +158,8 @@ metrics! {
     overflow_bytes: Gauge(Counter) = "flowlogd_overflow_bytes_total";
     /// Connections that never were confirmed, without a filter's drop, which make no line.
     unconfirmed_other: Gauge(Counter) = "flowlogd_connections_unconfirmed_total";
-    /// Connections left out because they belong to another network namespace.
-    other_namespace: Counter(Counter) = "flowlogd_connections_other_namespace_total";
+    /// What the kernel's side counted, by event: left out as of another network namespace, found a map full, and so on.
+    kernel_events: Family(Counter) = "flowlogd_kernel_events_total" ["event"];
     /// Packets dropped by a filter.
     filter_drop_packets: Family(Counter) = "flowlogd_filter_drop_packets_total" ["reason"];
     /// Packets dropped for another reason than a filter, which make no line.

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use crate::cluster::Cluster;
 use crate::config::Config;
-use crate::model::{CheckpointEntry, FlowLogs, Timestamp};
+use crate::model::{CheckpointEntry, FlowLogs, Observation, Timestamp};
 use crate::pipeline::{Input, Limits, Pipeline};
 use crate::sink::checkpoint::{self, Checkpoint};
 use crate::sink::{FileOptions, FileSink, Reader, SinkError, StdoutSink};
@@ -81,13 +81,16 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     // The lock comes first: a second agent must not even read the checkpoint.
     let mut output = Output::open(options, metrics.clone(), clock.now())?;
     let checkpoint = output.take_checkpoint();
+    warn_of_bypasses()?;
 
-    let mut sources = NodeSources::open(config)?;
-    for finding in bypass::findings() {
-        if finding.state == State::Warn {
-            warn!(what = finding.topic, found = %finding.detail, remedy = %finding.remedy, "this node may not be seen whole");
+    let mut sources = match NodeSources::open(config) {
+        Ok(sources) => sources,
+        Err(error) => {
+            // The start that works will need it: nothing of these connections has been exported since.
+            output.put_back(checkpoint);
+            return Err(error.into());
         }
-    }
+    };
 
     let mut pipeline = Pipeline::new(settings(config), Limits::default(), clock.now());
     pipeline.set_host_addresses(host_addresses());
@@ -96,10 +99,14 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     }
     let snapshot = Snapshot::new(&cluster);
     let step = |pipeline: &mut Pipeline, observed: Observed| {
+        match &observed.observation {
+            Observation::Lost { stage, events } => metrics.lost_events.add(stage, *events),
+            Observation::Drop(drop) => metrics.filter_drop_packets.add(&drop.reason, drop.packets),
+            _ => {}
+        }
         pipeline.step(Input::Observation(&observed.observation), observed.at, &snapshot);
     };
     sources.adopt(&mut |observed| step(&mut pipeline, observed));
-    pipeline.finish_adoption();
     // Said only now: from here on nothing is taken for older than the agent.
     info!(
         source = sources.name(),
@@ -113,7 +120,12 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     let writer = output.start(line_format(config, &options.node))?;
     let interval = config.flow_logs_flush_interval;
     let mut next_flush = Instant::now() + interval;
+    let mut adopting = true;
     loop {
+        if adopting && sources.is_adopted() {
+            adopting = false;
+            pipeline.finish_adoption();
+        }
         let stopping = stop.load(Ordering::Relaxed) || writer.is_done();
         let due = next_flush.saturating_duration_since(Instant::now());
         if !stopping && !due.is_zero() {
@@ -127,15 +139,21 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
             metrics.other_drop_packets.add(&reason, packets);
         }
         metrics.set_pipeline(pipeline.stats(), pipeline.live_connections() as u64);
+        for (event, total) in sources.counts() {
+            metrics.kernel_events.set(event, total);
+        }
         if let Some(logs) = logs {
             debug!(records = logs.records.len(), lost_events = logs.lost_events, "window closed");
+            metrics.flushes.add(1);
+            for record in &logs.records {
+                metrics.lines.add(record.action.name(), 1);
+            }
             writer.send(logs, stopping, metrics);
         }
         if stopping {
             break;
         }
-        // A flush that took longer than the interval is followed by the next full one.
-        next_flush = (next_flush + interval).max(Instant::now());
+        next_flush = next_after(next_flush, interval, Instant::now());
     }
     for (stage, events) in sources.counts().into_iter().filter(|(_, events)| *events > 0) {
         debug!(stage, events, "counted by the kernel side");
@@ -143,6 +161,25 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     drop(sources);
     let entries: Vec<CheckpointEntry> = pipeline.checkpoint().collect();
     writer.finish(&entries, clock.now())
+}
+
+/// A flush that took longer than the interval is followed by a full one: two without time between them would leave the
+/// source unread and make windows of no length.
+fn next_after(due: Instant, interval: Duration, now: Instant) -> Instant {
+    let next = due + interval;
+    if next > now { next } else { now + interval }
+}
+
+/// Aside: it asks `nft` and `tc`, which may take long on a large node, and the kernel's records must not wait for it.
+fn warn_of_bypasses() -> Result<(), RunError> {
+    let look = || {
+        for finding in bypass::findings() {
+            if finding.state == State::Warn {
+                warn!(what = finding.topic, found = %finding.detail, remedy = %finding.remedy, "this node may not be seen whole");
+            }
+        }
+    };
+    thread::Builder::new().name("bypass".into()).spawn(look).map(drop).map_err(RunError::Thread)
 }
 
 fn load_cluster(options: &DaemonOptions) -> Result<Cluster, RunError> {
@@ -218,9 +255,17 @@ impl Output {
         match checkpoint::read_and_remove(&self.dir) {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
+                self.metrics.checkpoints_refused.add(1);
                 warn!(%error, "the last stop's checkpoint is of no use: connections are adopted as they are");
                 None
             }
+        }
+    }
+
+    fn put_back(&self, checkpoint: Option<Checkpoint>) {
+        let Some(Checkpoint { written_at, entries }) = checkpoint else { return };
+        if let Err(error) = checkpoint::write(&self.dir, entries.into_iter(), written_at) {
+            warn!(%error, "the last stop's checkpoint is lost: connections will be adopted as they are");
         }
     }
 
@@ -297,6 +342,9 @@ impl Writer {
                 Err(TrySendError::Full(logs) | TrySendError::Disconnected(logs)) => Some(logs),
             }
         };
+        if self.is_done() {
+            return; // nobody reads stdout any more, or its error is told at the end
+        }
         if let Some(logs) = refused {
             let records = logs.records.len() as u64;
             metrics.lost_events.add("line_queue", records);
@@ -322,5 +370,19 @@ impl Writer {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_that_overran_is_followed_by_a_full_window() {
+        let due = Instant::now();
+        let second = Duration::from_secs(1);
+        assert_eq!(next_after(due, second, due + second / 10), due + second);
+        assert_eq!(next_after(due, second, due + second), due + 2 * second);
+        assert_eq!(next_after(due, second, due + 7 * second), due + 8 * second);
     }
 }

@@ -50,7 +50,9 @@ pub fn run(global: &Global, resolved: &Resolved, args: &RunArgs) -> anyhow::Resu
     match app::run(&options, &metrics, &stop) {
         Ok(()) => Ok(Exit::Ok.code()),
         Err(RunError::Cluster(error)) => Err(Failure::new(super::exit::of_manifests(&error), error).into()),
-        Err(error @ RunError::Sources(_)) => Err(Failure::new(Exit::Unavailable, error).into()),
+        Err(error @ (RunError::Sources(_) | RunError::Thread(_))) => {
+            Err(Failure::new(Exit::Unavailable, error).into())
+        }
         Err(error @ RunError::Stdout(_)) => Err(Failure::new(Exit::OutputFailed, error).into()),
         Err(error) => Err(error.into()),
     }

@@ -49,6 +49,7 @@ pub struct NodeSources {
     batch: Vec<Observed>,
     other_drops: Vec<(String, u64)>,
     failing: bool,
+    adopted: bool,
     may_set_accounting: bool,
     /// Connection tracking was there when accounting was looked at.
     accounting_settled: bool,
@@ -90,6 +91,7 @@ impl NodeSources {
             batch: Vec::new(),
             other_drops: Vec::new(),
             failing: false,
+            adopted: false,
             may_set_accounting,
             accounting_settled,
             next_attach,
@@ -109,26 +111,45 @@ impl NodeSources {
         if self.drops.is_ok() { "on" } else { "off" }
     }
 
-    /// Everything that the kernel side has counted since the start, by name.
+    /// Everything that the kernel side has counted since the start, by name: what was left out because it is of
+    /// another network namespace, what found a map full, and so on.
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
-        match &self.connections {
-            Connections::Ebpf(source) => source.status().counts,
+        let mut counts = match &self.connections {
+            Connections::Ebpf(source) => source.counts(),
             Connections::Netlink(_) => Vec::new(),
+        };
+        // Connections and drops are two loads of the object, each with its own counts under the same names.
+        for (name, more) in self.drops.as_ref().map(|drops| drops.counts()).unwrap_or_default() {
+            match counts.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, total)) => *total = total.saturating_add(more),
+                None => counts.push((name, more)),
+            }
         }
+        counts
     }
 
-    /// Takes over the connections that exist. Once, before anything else.
+    /// Takes over the connections that exist, before anything else.
     pub fn adopt(&mut self, step: &mut dyn FnMut(Observed)) {
         let outcome = match &mut self.connections {
             Connections::Ebpf(source) => source.adopt(&mut self.batch).map_err(|e| e.to_string()),
             Connections::Netlink(source) => source.adopt(&mut self.batch).map_err(|e| e.to_string()),
         };
+        self.adopted = outcome.is_ok();
         self.hand_over(outcome, step);
+    }
+
+    /// What existed at the start has been taken over. Until then each poll tries again: what is older than the agent
+    /// must not be taken for new, with all that it ever moved.
+    pub fn is_adopted(&self) -> bool {
+        self.adopted
     }
 
     /// Waits at most `timeout`, and hands over what there is.
     pub fn poll(&mut self, timeout: Duration, step: &mut dyn FnMut(Observed)) {
         self.attach_late(step);
+        if !self.adopted {
+            self.adopt(step);
+        }
         if Instant::now() >= self.next_drops {
             self.collect_drops(step);
         }

@@ -478,6 +478,11 @@ impl EbpfSource {
         out
     }
 
+    /// Totals since start, by name.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.counts.totals()
+    }
+
     pub fn status(&self) -> EbpfStatus {
         EbpfStatus {
             attached: if self.is_attached() { Attached::Yes } else { Attached::WaitingForConntrack },
