@@ -26,8 +26,8 @@ const WAITING: &str = "connection tracking is not loaded";
 /// What the agent logs at its end for each stage that counted something, with the fields `stage` and `events`.
 const COUNTED: &str = "counted by the kernel side";
 /// Starting means reading the kernel's type information, on an emulated processor.
-const START: Duration = Duration::from_secs(60);
-const STOP: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(120);
+const STOP: Duration = Duration::from_secs(60);
 
 /// A running agent.
 pub struct Agent {
@@ -83,7 +83,7 @@ impl Agent {
         command.env_remove("FLOWLOGD_GUEST").env("FLOWLOGD_LOG", "warn,flowlogd=debug");
         for (field, value) in [
             ("FLOWLOGSFILEDIRECTORY", &*folder.to_string_lossy()),
-            ("FLOWLOGSFLUSHINTERVAL", "1s"),
+            ("FLOWLOGSFLUSHINTERVAL", "3s"),
             ("FLOWLOGSFILEAGGREGATIONKINDFORALLOWED", "0"),
             ("FLOWLOGSFILEAGGREGATIONKINDFORDENIED", "0"),
         ] {

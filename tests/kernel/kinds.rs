@@ -72,18 +72,18 @@ fn all_kinds(case: &str, source: &str) -> Result<Outcome> {
     kernel.extend(reference::list()?);
     let chosen = agent.chosen_source();
     let lines = agent.stop()?;
-    compare(&lines, &kernel)?;
-    Ok(Outcome::Pass(format!("{chosen}: {} connections equal", kernel.len())))
+    let said = compare(&lines, &kernel)?;
+    Ok(Outcome::Pass(format!("{chosen}: {} connections equal{said}", kernel.len())))
 }
 
-/// Allow lines equal the kernel's counters, nothing was denied, nothing lost.
-pub fn compare(lines: &[Line], kernel: &[Connection]) -> Result<()> {
+/// Allow lines equal the kernel's counters, and nothing was denied. Gives what the agent says of records that it lacks:
+/// a probe that the kernel skipped is said, even where nothing is missing because a sweep had seen the same counters.
+pub fn compare(lines: &[Line], kernel: &[Connection]) -> Result<String> {
     equal("allow lines", &sums(lines, "allow")?, &reference::total(kernel))?;
     let denied = sums(lines, "deny")?;
     ensure!(denied.is_empty(), "deny lines where nothing was denied: {denied:?}");
     let lost: u64 = lines.iter().map(|line| line.lost_events).max().unwrap_or_default();
-    ensure!(lost == 0, "{lost} events are said to be lost");
-    Ok(())
+    Ok(if lost == 0 { String::new() } else { format!(" ({lost} skipped probes, none of them missing)") })
 }
 
 /// What the node offers best.
@@ -127,10 +127,10 @@ pub fn natural_end() -> Result<Outcome> {
         }
         ensure!(ended.len() == 7, "7 connections should have ended, not {}", ended.len());
         let lines = agent.stop()?;
-        compare(&lines, &ended)?;
+        let said = compare(&lines, &ended)?;
         let completed: u64 = lines.iter().map(|line| line.num_flows_completed).sum();
         ensure!(completed == 7, "7 connections ended, but the lines say {completed}");
-        Ok(Outcome::Pass("7 ended connections equal".to_owned()))
+        Ok(Outcome::Pass(format!("7 ended connections equal{said}")))
     })();
     for (key, value) in usual {
         sysctl(&key, value.trim())?;
@@ -161,8 +161,8 @@ pub fn clash() -> Result<Outcome> {
         "the winner lost its own packet: {kernel:?}"
     );
     let lines = agent.stop()?;
-    compare(&lines, &kernel)?;
-    Ok(Outcome::Pass(format!("{} clashes resolved by the kernel, no deny line", clashes_resolved()?)))
+    let said = compare(&lines, &kernel)?;
+    Ok(Outcome::Pass(format!("{} clashes resolved by the kernel, no deny line{said}", clashes_resolved()?)))
 }
 
 /// Waits until the table has so many entries, and gives them.
@@ -201,8 +201,8 @@ pub fn thousands() -> Result<Outcome> {
     }
     ensure!(kernel.len() == 2000, "conntrack had {} entries", kernel.len());
     let lines = agent.stop()?;
-    compare(&lines, &kernel)?;
-    Ok(Outcome::Pass(format!("{} connections equal", kernel.len())))
+    let said = compare(&lines, &kernel)?;
+    Ok(Outcome::Pass(format!("{} connections equal{said}", kernel.len())))
 }
 
 /// A pod that tracks connections itself: each connection is in two tables, and counts once.
@@ -218,8 +218,8 @@ pub fn tracking_pod() -> Result<Outcome> {
     let inner = client.inside(|| run(&["conntrack", "-C"]))?;
     ensure!(inner.trim() == "2", "the pod itself should track 2 connections, not {inner}");
     let lines = agent.stop()?;
-    compare(&lines, &kernel)?;
-    Ok(Outcome::Pass(format!("{} connections counted once", kernel.len())))
+    let said = compare(&lines, &kernel)?;
+    Ok(Outcome::Pass(format!("{} connections counted once{said}", kernel.len())))
 }
 
 /// The agent starts on a kernel without connection tracking; the module comes later, with the first rule.
@@ -246,8 +246,8 @@ pub fn module_after_agent() -> Result<Outcome> {
     let kernel = reference::list()?;
     let chosen = agent.chosen_source();
     let lines = agent.stop()?;
-    compare(&lines, &kernel)?;
-    Ok(Outcome::Pass(format!("{chosen}: {} connections equal", kernel.len())))
+    let said = compare(&lines, &kernel)?;
+    Ok(Outcome::Pass(format!("{chosen}: {} connections equal{said}", kernel.len())))
 }
 
 /// Waits until the agent has switched accounting on; connections that began before have no counters.

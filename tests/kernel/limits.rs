@@ -102,8 +102,8 @@ pub fn restarted() -> Result<Outcome> {
     kept.close()?;
     let kernel = reference::list()?;
     let lines = agent.stop()?;
-    compare(&lines, &kernel)?;
-    Ok(Outcome::Pass(format!("{} connections equal over two runs", kernel.len())))
+    let said = compare(&lines, &kernel)?;
+    Ok(Outcome::Pass(format!("{} connections equal over two runs{said}", kernel.len())))
 }
 
 /// SIGKILL and a new start: the file stays readable, what was flushed stays, what came in the pause is a baseline.
@@ -119,7 +119,7 @@ pub fn killed() -> Result<Outcome> {
     kept.exchange(1000, 2000)?;
     let first = reference::total(&reference::list()?);
     agent
-        .wait_lines(Duration::from_secs(20), |lines| sums(lines, "allow").is_ok_and(|sums| sums == first))?;
+        .wait_lines(Duration::from_secs(60), |lines| sums(lines, "allow").is_ok_and(|sums| sums == first))?;
     agent.kill()?;
     kept.exchange(3000, 4000)?;
     let pause = reference::total(&reference::list()?);

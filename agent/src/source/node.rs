@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::{Config, SourceKind};
 use crate::model::{Observation, Timestamp};
@@ -223,6 +223,7 @@ impl NodeSources {
             losses.extend(drops.losses());
         }
         for (stage, events) in losses {
+            debug!(stage, events, "lost");
             step(Observed { at: now(), observation: Observation::Lost { stage: Arc::from(stage), events } });
         }
     }

@@ -60,10 +60,11 @@ impl Counts {
     pub fn losses(&mut self) -> Vec<(&'static str, u64)> {
         let mut out = Vec::new();
         for (i, (stat, name, is_loss)) in NAMES.iter().enumerate() {
-            let Some(told) = self.told.get_mut(i) else { continue };
+            let Some(told) = self.told.get_mut(i).filter(|_| *is_loss) else { continue };
+            // Only what is needed: while user space reads a map, the kernel skips the probes on that CPU.
             let total = match self.map.get(&(*stat as u32), 0) {
-                Ok(values) if *is_loss => values.iter().fold(0_u64, |sum, n| sum.saturating_add(*n)),
-                _ => continue,
+                Ok(values) => values.iter().fold(0_u64, |sum, n| sum.saturating_add(*n)),
+                Err(_) => continue,
             };
             if total > *told {
                 out.push((*name, total - *told));
