@@ -263,7 +263,7 @@ unsafe fn stale_record(record: *mut ConnectionRecord, entry: &Connection) {
     }
 }
 
-/// Enters a connection into its shard. What stood under this address is gone unseen.
+/// Enters a connection into its shard; false: there is no room. What stood under this address is gone unseen.
 #[inline(always)]
 fn enter(address: u64, conn: &Conn, scratch: *mut Scratch, adopted: u16) -> bool {
     let Some(shard) = shard(address) else { return false };
@@ -285,11 +285,7 @@ fn enter(address: u64, conn: &Conn, scratch: *mut Scratch, adopted: u16) -> bool
         adopted,
         spare: 0,
     };
-    if !shard.insert(&address, &entry, BPF_ANY) {
-        count(Stat::Overflow);
-        return false;
-    }
-    true
+    shard.insert(&address, &entry, BPF_ANY)
 }
 
 /// `__nf_conntrack_confirm(skb)`: the first packet of a connection is through, its entry is about to enter the table. It
@@ -330,7 +326,9 @@ fn start(address: u64) -> u32 {
         return 0;
     }
     count(Stat::Confirmed);
-    enter(address, &conn, scratch, 0);
+    if !enter(address, &conn, scratch, 0) {
+        count(Stat::Overflow);
+    }
     0
 }
 
@@ -421,25 +419,25 @@ fn dumped(address: u64, mode: u32) -> u32 {
     if !conn.is_ours() || status & IPS_CONFIRMED == 0 || status & (IPS_DYING | IPS_NAT_CLASH) != 0 {
         return 0;
     }
-    let mut flags = 0;
-    if mode == MODE_ADOPT {
-        flags = RecordFlags::ADOPTED;
-        if let Some(shard) = shard(address) {
-            if let Some(entry) = shard.get_ptr(&address) {
-                // SAFETY: a live map value.
-                if conn.has_original(unsafe { &raw const (*entry).original }) {
-                    return 0;
-                }
+    if let Some(shard) = shard(address) {
+        if let Some(entry) = shard.get_ptr(&address) {
+            // SAFETY: a live map value.
+            if conn.has_original(unsafe { &raw const (*entry).original }) {
+                return 0;
             }
         }
+    }
+    let adopt = mode == MODE_ADOPT;
+    if enter(address, &conn, scratch, u16::from(adopt)) {
+        // The next sweep tells of it.
+        count(if adopt { Stat::Adopted } else { Stat::Recovered });
+        return 0;
+    }
+    let mut flags = 0;
+    if adopt {
         count(Stat::Adopted);
-        if enter(address, &conn, scratch, 1) {
-            return 0;
-        }
-    } else if let Some(shard) = shard(address) {
-        if shard.get_ptr(&address).is_some() {
-            return 0;
-        }
+        count(Stat::Overflow);
+        flags = RecordFlags::ADOPTED;
     }
     // SAFETY: `scratch` is a live slot of SCRATCH.
     let record = unsafe { &raw mut (*scratch).record };
@@ -452,7 +450,8 @@ fn dumped(address: u64, mode: u32) -> u32 {
 #[repr(C)]
 struct Run {
     at_ns: u64,
-    reported: u32,
+    /// Entries whose connection is there.
+    found: u32,
     full: u32,
 }
 
@@ -480,6 +479,7 @@ fn visit(address: u64, entry: *mut Connection, run: &mut Run, shard: &Shard) {
         return;
     }
     let Some(conn) = conn else { return };
+    run.found += 1;
     if conn.references() == 0 {
         // About to be freed: its end is on the way. Still here at a later sweep: its end was missed.
         if seen.suspect_ns == 0 {
@@ -513,7 +513,6 @@ fn visit(address: u64, entry: *mut Connection, run: &mut Run, shard: &Shard) {
     }
     conn.fill(record, RecordKind::Live, run.at_ns, seen.start_ns, flags);
     room.submit(BPF_RB_NO_WAKEUP);
-    run.reported += 1;
 }
 
 /// Takes an entry out whose connection is gone, and says so if anybody was told of it.
@@ -549,19 +548,19 @@ unsafe extern "C" fn visit_entry(
     if run.full != 0 { 1 } else { 0 }
 }
 
-/// Reports every live connection of the shard whose number is the first argument. Returns how many, or a negative
-/// error number. Runs by BPF_PROG_TEST_RUN: in the agent's own thread, under RCU.
+/// Reports every live connection of the shard whose number is the first argument. Returns how many entries it found
+/// to be connections, or a negative error number. Runs by BPF_PROG_TEST_RUN: in the agent's own thread, under RCU.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "raw_tp")]
 pub extern "C" fn sweep(ctx: *mut c_void) -> i32 {
     let ctx = RawTracePointContext::new(ctx);
     let Some(shard): Option<&Shard> = CONNECTIONS.get(ctx.arg::<u32>(0)) else { return -2 };
-    let mut run = Run { at_ns: boot_ns(), reported: 0, full: 0 };
+    let mut run = Run { at_ns: boot_ns(), found: 0, full: 0 };
     // SAFETY: the callback has the signature that the kernel expects of this map; `run` outlives the call.
     let result = unsafe {
         bpf_for_each_map_elem(shard.as_ptr(), visit_entry as *mut c_void, (&raw mut run).cast(), 0)
     };
-    if result < 0 { result as i32 } else { run.reported as i32 }
+    if result < 0 { result as i32 } else { run.found as i32 }
 }
 
 /// For kernels without callbacks: reports the connections whose addresses are its arguments (0: none), up to 12.
@@ -584,7 +583,7 @@ pub extern "C" fn sweep_entries(ctx: *mut c_void) -> i32 {
         ctx.arg(10),
         ctx.arg(11),
     ];
-    let mut run = Run { at_ns: boot_ns(), reported: 0, full: 0 };
+    let mut run = Run { at_ns: boot_ns(), found: 0, full: 0 };
     for address in addresses {
         if address == 0 {
             continue;
@@ -593,5 +592,5 @@ pub extern "C" fn sweep_entries(ctx: *mut c_void) -> i32 {
         let Some(entry) = shard.get_ptr_mut(&address) else { continue };
         visit(address, entry, &mut run, shard);
     }
-    run.reported as i32
+    run.found as i32
 }

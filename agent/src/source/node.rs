@@ -195,10 +195,7 @@ impl NodeSources {
             Connections::Netlink(source) => source.losses(),
         };
         if let Ok(drops) = &mut self.drops {
-            match drops.other_reasons() {
-                Ok(reasons) => self.other_drops.extend(reasons),
-                Err(error) => warn!(%error, "drops of other reasons cannot be read"),
-            }
+            self.other_drops.extend(drops.other_reasons());
             losses.extend(drops.losses());
         }
         for (stage, events) in losses {
