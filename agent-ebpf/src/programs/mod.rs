@@ -8,6 +8,9 @@ mod conntrack;
 mod drop;
 mod hashes;
 mod identify;
+mod nf_conn;
+mod records;
+mod sweep;
 
 use aya_ebpf::{
     Global,
