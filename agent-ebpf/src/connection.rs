@@ -124,7 +124,7 @@ layout!(
 pub const MODE_OFF: u32 = 0;
 /// Connections that this thread dumps are adopted.
 pub const MODE_ADOPT: u32 = 1;
-/// Connections that this thread dumps and that are not in the map are reported.
+/// Connections that this thread dumps and that are not in the map enter it, or are reported where it has no room.
 pub const MODE_OUTSIDE: u32 = 2;
 
 /// The one entry of `CONTROL`.

@@ -47,7 +47,7 @@ pub struct DropCount {
 }
 layout!(DropCount, size: 24, fields: [u64, u64, u64]);
 
-/// Slots of `REASONS`, a per-CPU count of packets by reason.
+/// Slots of `REASONS` for one CPU: packets by reason. Laid out as `STATS` is.
 pub const REASON_SLOTS: u32 = 512;
 /// Reasons below this have the slot of their number; a reason of subsystem `n` (bits 16 and up) has slot base + n.
 pub const REASON_SUBSYSTEM_BASE: u32 = 448;

@@ -21,7 +21,7 @@ pub use drop::{DropCount, DropKey, OLD_FILTER_REASON, REASON_SLOTS, REASON_SUBSY
 #[cfg(not(target_arch = "bpf"))]
 pub use objects::{OBJECT_AARCH64, OBJECT_X86_64, object};
 pub use offsets::{ABSENT, Settings};
-pub use stats::{STATS_SLOTS, Stat};
+pub use stats::{STATS_SLOTS, Stat, slot};
 
 /// Asserts the size of a shared type, and that its fields fill it: no padding means no uninitialised byte crosses.
 macro_rules! layout {

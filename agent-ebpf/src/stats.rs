@@ -1,9 +1,11 @@
 //! Every count of the programs that is not a flow: what was left out, what did not fit, what was lost.
 //!
-//! In: increments by the programs, per CPU. Out: [`Stat`], the index of each. What always holds: whatever a program
-//! decides not to report has a slot here. Not here: which of them mean a loss (the agent's `losses`).
+//! In: increments by the programs, per CPU. Out: [`Stat`], the index of each, and [`slot`]. What always holds: whatever a
+//! program decides not to report has a slot here; each CPU writes slots of its own, in an array that user space maps into
+//! its memory (a system call that reads a map makes the kernel skip the kprobe programs of that CPU meanwhile). Not here:
+//! which of them mean a loss (the agent's `losses`).
 
-/// Slot of `STATS`, a per-CPU array of 64-bit counts.
+/// A count in `STATS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Stat {
@@ -44,8 +46,16 @@ pub enum Stat {
     DropsNotIp,
     /// Packets dropped by a filter whose transport header was out of reach: counted without ports.
     DropsNoPorts,
+    /// Live connections that were not in CONNECTIONS and had room there: the probe on their start was missed.
+    Recovered,
 }
 
-/// Slots of `STATS`.
-pub const STATS_SLOTS: usize = 32;
-const _: () = assert!((Stat::DropsNoPorts as usize) < STATS_SLOTS);
+/// Slots of `STATS` for one CPU.
+pub const STATS_SLOTS: u32 = 32;
+const _: () = assert!((Stat::Recovered as u32) < STATS_SLOTS);
+
+/// The index of a count in an array that has `slots` of them for each CPU.
+#[inline(always)]
+pub const fn slot(cpu: u32, slots: u32, index: u32) -> u32 {
+    cpu.wrapping_mul(slots).wrapping_add(index)
+}

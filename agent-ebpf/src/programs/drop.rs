@@ -6,7 +6,6 @@
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    btf_maps::PerCpuArray,
     macros::{btf_map, raw_tracepoint},
     programs::RawTracePointContext,
 };
@@ -16,7 +15,7 @@ use flowlogd_ebpf::{
 };
 
 use super::hashes::{Hash, Hashes};
-use super::{add, boot_ns, count, load_setting, own_netns, read, setting};
+use super::{CpuCounts, add, add_to, boot_ns, count, load_setting, own_netns, read, setting};
 
 /// The current generation of counts. User space puts a fresh map in its place and reads the old one once no program
 /// can still be using it (the kernel waits for that before the replacement returns).
@@ -24,7 +23,7 @@ use super::{add, boot_ns, count, load_setting, own_netns, read, setting};
 static DROPS: Hashes<{ size_of::<DropKey>() }, { size_of::<DropCount>() }> = Hashes::new();
 
 #[btf_map]
-static REASONS: PerCpuArray<u64, { REASON_SLOTS as usize }> = PerCpuArray::new();
+static REASONS: CpuCounts<{ REASON_SLOTS as usize }> = CpuCounts::new();
 
 const ETH_P_IP: u16 = 0x0800_u16.to_be();
 const ETH_P_IPV6: u16 = 0x86DD_u16.to_be();
@@ -58,11 +57,8 @@ pub fn drops(ctx: RawTracePointContext) -> i32 {
         record(skb, reason);
     } else {
         let subsystem = reason >> 16;
-        let slot = if subsystem == 0 { reason } else { REASON_SUBSYSTEM_BASE + subsystem };
-        if let Some(n) = REASONS.get_ptr_mut(if slot < REASON_SLOTS { slot } else { REASON_SLOTS - 1 }) {
-            // SAFETY: this CPU's slot. A drop inside an interrupt may cost one increment of a metric.
-            unsafe { *n = (*n).wrapping_add(1) };
-        }
+        let index = if subsystem == 0 { reason } else { REASON_SUBSYSTEM_BASE.wrapping_add(subsystem) };
+        add_to(&REASONS, if index < REASON_SLOTS { index } else { REASON_SLOTS - 1 }, 1);
     }
     0
 }

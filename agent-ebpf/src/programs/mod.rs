@@ -8,14 +8,17 @@ mod conntrack;
 mod drop;
 mod hashes;
 mod identify;
+mod nf_conn;
+mod records;
+mod sweep;
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, PerCpuArray},
-    helpers::bpf_probe_read_kernel,
+    btf_maps::Array,
+    helpers::{bpf_get_smp_processor_id, bpf_probe_read_kernel},
     macros::btf_map,
 };
-use flowlogd_ebpf::{ABSENT, Control, STATS_SLOTS, Settings, Stat};
+use flowlogd_ebpf::{ABSENT, Control, STATS_SLOTS, Settings, Stat, slot};
 
 #[unsafe(no_mangle)]
 pub static SETTINGS: Global<Settings> = Global::new(Settings {
@@ -69,21 +72,33 @@ pub fn load_setting(offset: usize) -> u64 {
     unsafe { core::ptr::read_volatile(settings.add(offset).cast::<u64>()) }
 }
 
+const MMAPABLE: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
+
+/// Counts that each CPU adds to alone. The loader makes room for all CPUs.
+pub type CpuCounts<const SLOTS: usize> = Array<u64, SLOTS, MMAPABLE>;
+
 #[btf_map]
-pub static STATS: PerCpuArray<u64, STATS_SLOTS> = PerCpuArray::new();
+pub static STATS: CpuCounts<{ STATS_SLOTS as usize }> = Array::new();
 
 #[btf_map]
 pub static CONTROL: Array<Control, 1> = Array::new();
 
-/// Adds to a counter of this CPU.
+/// Adds to a count of this CPU.
+#[inline(always)]
+pub fn add_to<const SLOTS: usize>(counts: &CpuCounts<SLOTS>, index: u32, n: u64) {
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    if let Some(value) = counts.get_ptr_mut(slot(cpu, SLOTS as u32, index)) {
+        // SAFETY: a slot of an array lives as long as the map, and only programs on this CPU write it. Two programs that
+        // interrupt each other may lose an increment of a count; none that stands for a flow's bytes nests (kprobe
+        // programs do not nest, and the drop program's counts of bytes are its own).
+        unsafe { value.write_volatile(value.read_volatile().wrapping_add(n)) };
+    }
+}
+
 #[inline(always)]
 pub fn add(stat: Stat, n: u64) {
-    if let Some(slot) = STATS.get_ptr_mut(stat as u32) {
-        // SAFETY: the pointer is this CPU's slot, valid while the program runs. Two programs that interrupt each
-        // other on one CPU may lose an increment of a counter; none that stands for a flow's bytes nests (kprobes
-        // do not nest, and the drop program's counts of bytes are its own).
-        unsafe { *slot = (*slot).wrapping_add(n) };
-    }
+    add_to(&STATS, stat as u32, n);
 }
 
 #[inline(always)]

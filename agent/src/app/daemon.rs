@@ -133,24 +133,17 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
             continue;
         }
         sources.sweep(&mut |observed| step(&mut pipeline, observed));
-        let now = clock.now();
-        let logs = pipeline.step(Input::Flush, now, &snapshot);
-        for (reason, packets) in sources.take_other_drops() {
-            metrics.other_drop_packets.add(&reason, packets);
-        }
-        metrics.set_pipeline(pipeline.stats(), pipeline.live_connections() as u64);
-        for (event, total) in sources.counts() {
-            metrics.kernel_events.set(event, total);
-        }
-        if let Some(logs) = logs {
-            debug!(records = logs.records.len(), lost_events = logs.lost_events, "window closed");
-            metrics.flushes.add(1);
-            for record in &logs.records {
-                metrics.lines.add(record.action.name(), 1);
-            }
-            writer.send(logs, stopping, metrics);
-        }
+        close_window(&mut pipeline, &mut sources, &writer, metrics, clock.now(), &snapshot, stopping);
         if stopping {
+            // What ended while that window was closed: nothing that the kernel has told is lost by the stop.
+            let mut more = false;
+            sources.poll(Duration::ZERO, &mut |observed| {
+                more = true;
+                step(&mut pipeline, observed);
+            });
+            if more {
+                close_window(&mut pipeline, &mut sources, &writer, metrics, clock.now(), &snapshot, true);
+            }
             break;
         }
         next_flush = next_after(next_flush, interval, Instant::now());
@@ -159,8 +152,48 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         debug!(stage, events, "counted by the kernel side");
     }
     drop(sources);
+    tell_totals(metrics);
     let entries: Vec<CheckpointEntry> = pipeline.checkpoint().collect();
     writer.finish(&entries, clock.now())
+}
+
+/// Flushes the pipeline, hands the window to the writer and takes over the counts.
+fn close_window(
+    pipeline: &mut Pipeline,
+    sources: &mut NodeSources,
+    writer: &Writer,
+    metrics: &Metrics,
+    now: Timestamp,
+    snapshot: &Snapshot,
+    last: bool,
+) {
+    let logs = pipeline.step(Input::Flush, now, snapshot);
+    for (reason, packets) in sources.take_other_drops() {
+        metrics.other_drop_packets.add(&reason, packets);
+    }
+    metrics.set_pipeline(pipeline.stats(), pipeline.live_connections() as u64);
+    for (event, total) in sources.counts() {
+        metrics.kernel_events.set(event, total);
+    }
+    let Some(logs) = logs else { return };
+    debug!(records = logs.records.len(), lost_events = logs.lost_events, "window closed");
+    metrics.flushes.add(1);
+    for record in &logs.records {
+        metrics.lines.add(record.action.name(), 1);
+    }
+    writer.send(logs, last, metrics);
+}
+
+/// What was counted, for the log at the end: what is zero is left out.
+fn tell_totals(metrics: &Metrics) {
+    for sample in metrics.snapshot().into_iter().filter(|sample| sample.value > 0) {
+        match sample.label {
+            Some((name, label)) => {
+                info!(metric = sample.name, label = %format!("{name}={label}"), value = sample.value, "total")
+            }
+            None => info!(metric = sample.name, value = sample.value, "total"),
+        }
+    }
 }
 
 /// A flush that took longer than the interval is followed by a full one: two without time between them would leave the

@@ -65,6 +65,9 @@ impl NodeSources {
         let accounting_settled = tracks();
         ensure_accounting(may_set_accounting);
         let limits = std::env::var(ebpf::TEST_LIMITS).unwrap_or_default();
+        if !limits.is_empty() {
+            warn!(variable = ebpf::TEST_LIMITS, %limits, "limits of the kernel side are set for a test: unset it");
+        }
         let open_ebpf =
             || EbpfSource::open(&EbpfOptions::with_limits(&limits)).map(|s| Connections::Ebpf(Box::new(s)));
         let open_netlink =
@@ -216,10 +219,7 @@ impl NodeSources {
             Connections::Netlink(source) => source.losses(),
         };
         if let Ok(drops) = &mut self.drops {
-            match drops.other_reasons() {
-                Ok(reasons) => self.other_drops.extend(reasons),
-                Err(error) => warn!(%error, "drops of other reasons cannot be read"),
-            }
+            self.other_drops.extend(drops.other_reasons());
             losses.extend(drops.losses());
         }
         for (stage, events) in losses {

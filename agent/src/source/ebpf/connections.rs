@@ -5,7 +5,7 @@
 //! sweep's ring is read before the ring of ends, and an end leaves the map before its record is made); what the kernel side
 //! could not tell is counted. Not here: decoding (`records.rs`), what runs in the kernel (`agent-ebpf`).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError};
@@ -16,8 +16,10 @@ use super::Observed;
 use super::counts::{self, Counts};
 use super::kernel::{Kernel, has_symbol};
 use super::load::{self, OpenError, Sizes, SourceError};
+use super::mapped::cpus;
 use super::records::{Adoption, Clock, Translator, Untold, order};
 use super::ring::Ring;
+use super::watch::{Watch, tracked};
 
 type Shard = HashMap<MapData, u64, Connection>;
 
@@ -153,11 +155,9 @@ pub struct EbpfSource {
     next_shard: u32,
     sweep: SweepBy,
     probes: Vec<&'static str>,
+    watch: Watch,
     /// Totals at the last look, to see what moved.
     seen_tombstones: u64,
-    seen_overflow: u64,
-    seen_missed: u64,
-    missed_told: u64,
     untold_told: Untold,
     malformed_told: u64,
 }
@@ -216,7 +216,7 @@ impl EbpfSource {
         let mut source = Self {
             ends: Ring::take(&mut bpf, "ENDS").map_err(maps)?,
             swept: Ring::take(&mut bpf, "SWEPT").map_err(maps)?,
-            counts: Counts::take(&mut bpf).map_err(maps)?,
+            counts: Counts::take(&mut bpf, cpus()?)?,
             named,
             tombstones,
             translator: Translator::default(),
@@ -226,9 +226,7 @@ impl EbpfSource {
             sweep,
             probes: Vec::new(),
             seen_tombstones: 0,
-            seen_overflow: 0,
-            seen_missed: 0,
-            missed_told: 0,
+            watch: Watch::default(),
             untold_told: Untold::default(),
             malformed_told: 0,
             bpf,
@@ -370,15 +368,19 @@ impl EbpfSource {
         Ok(())
     }
 
-    /// Tells of the next slice of the live connections; true while the sweep has more. After the last slice come ends that
-    /// had found the ring full, and live connections that have no room in the map.
+    /// Tells of the next slice of the live connections; true while the sweep has more. Before the first slice come live
+    /// connections that are missing from the map, after the last one ends that had found the ring full.
     pub fn sweep_shard(&mut self, out: &mut Vec<Observed>) -> Result<bool, SourceError> {
+        if self.next_shard == 0 {
+            self.look_outside(out)?;
+        }
         let clock = Clock::measure();
         let start = out.len();
         if self.next_shard < self.shards {
             match self.sweep {
                 SweepBy::Callback => {
-                    load::run(&self.bpf, "sweep", &[u64::from(self.next_shard)])?;
+                    let found = load::run(&self.bpf, "sweep", &[u64::from(self.next_shard)])?;
+                    self.watch.add_found(found);
                 }
                 SweepBy::Entries => self.sweep_entries(clock, out)?,
             }
@@ -390,13 +392,11 @@ impl EbpfSource {
         let more = self.next_shard < self.shards;
         if !more {
             self.next_shard = 0;
-            let left = self.counts.total(Stat::Tombstones)?;
+            self.watch.end_sweep(self.translator.outside_len() as u64);
+            let left = self.counts.total(Stat::Tombstones);
             self.read_tombstones(clock, out, left)?;
         }
         order(out.get_mut(start..).unwrap_or_default());
-        if !more {
-            self.dump_outside(out)?;
-        }
         Ok(more)
     }
 
@@ -408,7 +408,8 @@ impl EbpfSource {
         keys.dedup();
         let translator = &mut self.translator;
         for batch in keys.chunks(ENTRIES_A_RUN) {
-            load::run(&self.bpf, "sweep_entries", batch)?;
+            let found = load::run(&self.bpf, "sweep_entries", batch)?;
+            self.watch.add_found(found);
             self.swept.drain(|record| translator.translate(record, clock, out));
         }
         Ok(())
@@ -434,34 +435,40 @@ impl EbpfSource {
         Ok(())
     }
 
-    /// Probe hits that the kernel skipped: of the start of connections, and all others. A start that is skipped costs
-    /// nothing: [`Self::dump_outside`] finds the connection while it lives, and its end is told in full.
-    fn missed(&self) -> (u64, u64) {
-        let missed = counts::missed_runs().unwrap_or_default();
-        let starts = load::program_id(&self.bpf, "conntrack_confirm");
-        let of_starts = starts.and_then(|id| missed.get(&id).copied()).unwrap_or(0);
-        (of_starts, missed.values().fold(0_u64, |sum, n| sum.saturating_add(*n)).saturating_sub(of_starts))
-    }
-
-    /// Live connections for which the map had no room, or whose start the kernel did not show: read while the table is dumped.
-    fn dump_outside(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
-        let overflow = self.counts.total(Stat::Overflow)?;
-        let (starts_missed, _) = self.missed();
-        let due = overflow != self.seen_overflow
-            || starts_missed != self.seen_missed
-            || self.translator.outside_len() > 0;
-        self.seen_overflow = overflow;
-        self.seen_missed = starts_missed;
-        if !due || !self.can_adopt() || self.translator.adoption != Adoption::Done {
+    /// Lets the kernel walk its table where connections may be missing from the map: it was full, or a probe was missed.
+    /// What has room enters the map, and the sweep that follows tells of it; the rest is told at once.
+    fn look_outside(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        self.watch.begin_sweep(tracked());
+        if !self.can_adopt() || self.translator.adoption != Adoption::Done {
             return Ok(());
         }
-        self.dump_in_mode(MODE_OUTSIDE, out)
+        let overflow = self.counts.total(Stat::Overflow);
+        let missed = counts::missed_runs().unwrap_or(0);
+        let has_outside = self.translator.outside_len() > 0;
+        if !self.watch.is_due(overflow, missed, has_outside, Instant::now()) {
+            return Ok(());
+        }
+        let start = Instant::now();
+        self.dump_in_mode(MODE_OUTSIDE, out)?;
+        self.watch.looked(start, Instant::now());
+        Ok(())
+    }
+
+    /// Probe hits that were missed and that nothing has made good: what a connection's start or end they stood for is not
+    /// known. Told two sweeps late, for most of them are made good by then.
+    fn missed_for_good(&mut self) -> u64 {
+        let sum = |stats: &[Stat]| {
+            stats.iter().fold(0_u64, |sum, stat| sum.saturating_add(self.counts.total(*stat)))
+        };
+        let unseen = self.translator.unseen_starts.saturating_sub(self.counts.total(Stat::Overflow));
+        let made_good = sum(&[Stat::Recovered, Stat::Stale, Stat::MissedFree]).saturating_add(unseen);
+        self.watch.missed_for_good(counts::missed_runs().unwrap_or(0), made_good)
     }
 
     /// What was lost since the last call, by stage.
     pub fn losses(&mut self) -> Vec<(&'static str, u64)> {
+        let missed = self.missed_for_good();
         let mut out = self.counts.losses();
-        let (_, missed) = self.missed();
         let mut tell = |name, total: u64, told: &mut u64| {
             if total > *told {
                 out.push((name, total - *told));
@@ -474,7 +481,9 @@ impl EbpfSource {
         tell("uncounted", untold.uncounted, &mut self.untold_told.uncounted);
         let malformed = untold.malformed + self.ends.malformed + self.swept.malformed;
         tell("malformed", malformed, &mut self.malformed_told);
-        tell("probes_missed", missed, &mut self.missed_told);
+        if missed > 0 {
+            out.push(("probes_missed", missed));
+        }
         out
     }
 
@@ -494,7 +503,7 @@ impl EbpfSource {
             outside: self.translator.outside_len() as u64,
             ended_before_adoption: self.translator.ended_before,
             counts: self.counts.totals(),
-            missed: counts::missed_runs().map(|missed| missed.values().sum()),
+            missed: counts::missed_runs(),
         }
     }
 }
@@ -514,96 +523,5 @@ fn shards(options: &EbpfOptions) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{ConnectionEvent, Directional, Observation};
-    use flowlogd_ebpf::KernelTuple;
-
-    /// The source without its probes, or why not here.
-    fn loaded() -> Option<EbpfSource> {
-        let options =
-            EbpfOptions { max_connections: Some(20_000), ring_bytes: 4096, ..EbpfOptions::default() };
-        match EbpfSource::load(&options, true) {
-            Ok(source) => Some(source),
-            Err(error) => {
-                eprintln!("SKIPPED: {error}");
-                None
-            }
-        }
-    }
-
-    #[test]
-    fn a_sweep_closes_entries_whose_memory_is_gone() {
-        let Some(mut source) = loaded() else { return };
-        // Addresses that no kernel has; half of them were told before.
-        let shards = source.shards;
-        assert!(shards > 1);
-        let mut bytes = [0; 40];
-        bytes[18..20].copy_from_slice(&2_u16.to_ne_bytes());
-        bytes[38] = 17;
-        let entries = 1000_u64;
-        for i in 1..=entries {
-            bytes[..4].copy_from_slice(&(i as u32).to_ne_bytes());
-            let entry = Connection {
-                start_ns: i,
-                announced_ns: if i % 2 == 0 { i } else { 0 },
-                original: KernelTuple::from_bytes(bytes),
-                ..Connection::default()
-            };
-            let address = i * 64;
-            let shard = flowlogd_ebpf::shard_of(address, u64::from(shards));
-            source.named[shard as usize].insert(address, entry, 0).unwrap();
-        }
-        let mut out = Vec::new();
-        source.sweep(&mut out).unwrap();
-        assert_eq!(out.len() as u64, entries / 2);
-        for observed in &out {
-            let Observation::Connection(told) = &observed.observation else { panic!("{observed:?}") };
-            assert_eq!(told.event, ConnectionEvent::End { confirmed: true });
-            assert_eq!(told.counters, Directional::default());
-        }
-        assert_eq!(source.losses(), [("stale", entries)]);
-        assert_eq!(source.losses(), []);
-        assert!(source.named.iter().all(|shard| shard.keys().next().is_none()));
-        out.clear();
-        source.sweep(&mut out).unwrap();
-        assert_eq!(out, []);
-    }
-
-    #[test]
-    fn tombstones_are_read_by_the_sweep_after_they_were_left() {
-        let Some(mut source) = loaded() else { return };
-        source.translator.adoption = Adoption::Done;
-        let mut bytes = [0; 40];
-        bytes[18..20].copy_from_slice(&2_u16.to_ne_bytes());
-        let record = ConnectionRecord {
-            original: KernelTuple::from_bytes(bytes),
-            reply: KernelTuple::from_bytes(bytes),
-            kind: flowlogd_ebpf::RecordKind::End as u8,
-            flags: flowlogd_ebpf::RecordFlags::CONFIRMED,
-            ..ConnectionRecord::default()
-        };
-        source.tombstones.insert(1, record, 0).unwrap();
-        source.tombstones.insert(2, record, 0).unwrap();
-        let mut out = Vec::new();
-        source.read_tombstones(Clock::measure(), &mut out, 2).unwrap();
-        assert_eq!(out.len(), 4); // New and End of each
-        source.read_tombstones(Clock::measure(), &mut out, 2).unwrap();
-        assert_eq!(out.len(), 4);
-    }
-
-    #[test]
-    fn shards_follow_the_limit_and_the_memory() {
-        let with = |max, memory| {
-            shards(&EbpfOptions {
-                max_connections: Some(max),
-                map_memory_bytes: memory,
-                ..EbpfOptions::default()
-            })
-        };
-        assert_eq!(with(1, 1 << 30), 1);
-        assert_eq!(with(262_144, 1 << 30), 72);
-        assert_eq!(with(262_144, 8 << 20), 14);
-        assert_eq!(with(u64::MAX, 0), 1);
-    }
-}
+#[path = "connections_tests.rs"]
+mod tests;

@@ -1,18 +1,19 @@
 //! The programs' own counts, and what they mean to an operator.
 //!
-//! In: the per-CPU map `STATS`, and what the kernel says of missed probes. Out: totals by name, and losses since the
+//! In: the mapped array `STATS`, and what the kernel says of missed probes. Out: totals by name, and losses since the
 //! last look. What always holds: a name here is a name in the metrics; every slot the programs use has one. Not here:
 //! metrics as such.
 
-use std::collections::HashMap;
 use std::fs;
 
 use aya::Ebpf;
-use aya::maps::{MapData, MapError, PerCpuArray};
-use flowlogd_ebpf::Stat;
+use flowlogd_ebpf::{STATS_SLOTS, Stat};
+
+use super::load::OpenError;
+use super::mapped::Mapped;
 
 /// Every slot, its name, and whether it stands for something that was lost.
-pub const NAMES: [(Stat, &str, bool); 20] = [
+pub const NAMES: [(Stat, &str, bool); 21] = [
     (Stat::Confirmed, "confirmed", false),
     (Stat::OtherNetns, "other_netns", false),
     (Stat::Overflow, "overflow", false),
@@ -33,40 +34,35 @@ pub const NAMES: [(Stat, &str, bool); 20] = [
     (Stat::DropsUnknownNetns, "drops_unknown_netns", false),
     (Stat::DropsNotIp, "drops_not_ip", false),
     (Stat::DropsNoPorts, "drops_no_ports", false),
+    (Stat::Recovered, "recovered", false),
 ];
 
 /// Totals since the programs were loaded.
 pub struct Counts {
-    map: PerCpuArray<MapData, u64>,
+    map: Mapped,
     /// What [`Self::losses`] told last, in the order of NAMES.
     told: [u64; NAMES.len()],
 }
 
 impl Counts {
-    pub fn take(bpf: &mut Ebpf) -> Result<Self, MapError> {
-        let map = bpf.take_map("STATS").ok_or(MapError::ElementNotFound)?;
-        Ok(Self { map: PerCpuArray::try_from(map)?, told: [0; NAMES.len()] })
+    pub fn take(bpf: &mut Ebpf, cpus: u32) -> Result<Self, OpenError> {
+        Ok(Self { map: Mapped::take(bpf, "STATS", STATS_SLOTS, cpus)?, told: [0; NAMES.len()] })
     }
 
-    pub fn total(&self, stat: Stat) -> Result<u64, MapError> {
-        Ok(self.map.get(&(stat as u32), 0)?.iter().fold(0, |sum, n| sum.saturating_add(*n)))
+    pub fn total(&self, stat: Stat) -> u64 {
+        self.map.total(stat as u32)
     }
 
     pub fn totals(&self) -> Vec<(&'static str, u64)> {
-        NAMES.iter().map(|(stat, name, _)| (*name, self.total(*stat).unwrap_or(0))).collect()
+        NAMES.iter().map(|(stat, name, _)| (*name, self.total(*stat))).collect()
     }
 
     /// What was lost since the last call.
     pub fn losses(&mut self) -> Vec<(&'static str, u64)> {
         let mut out = Vec::new();
-        for (i, (stat, name, is_loss)) in NAMES.iter().enumerate() {
-            let Some(told) = self.told.get_mut(i).filter(|_| *is_loss) else { continue };
-            // Only what is needed: while user space reads a map, the kernel skips the probes on that CPU.
-            let total = match self.map.get(&(*stat as u32), 0) {
-                Ok(values) => values.iter().fold(0_u64, |sum, n| sum.saturating_add(*n)),
-                Err(_) => continue,
-            };
-            if total > *told {
+        for ((stat, name, is_loss), told) in NAMES.iter().zip(self.told.iter_mut()) {
+            let total = self.map.total(*stat as u32);
+            if *is_loss && total > *told {
                 out.push((*name, total - *told));
                 *told = total;
             }
@@ -76,20 +72,16 @@ impl Counts {
 }
 
 /// Runs of a program that the kernel skipped because another program was running on that CPU, and hits that a kprobe
-/// missed, as the kernel tells them of this process's own programs and links, by the program's number. `None`: it does
-/// not (before 5.12).
-pub fn missed_runs() -> Option<HashMap<u32, u64>> {
-    let mut total: Option<HashMap<u32, u64>> = None;
+/// missed, as the kernel tells them of this process's own programs and links. `None`: it does not (before 5.12).
+pub fn missed_runs() -> Option<u64> {
+    let mut total = None;
     for entry in fs::read_dir("/proc/self/fdinfo").ok()?.flatten() {
         let Ok(text) = fs::read_to_string(entry.path()) else { continue };
         if text.lines().any(|line| line.starts_with("prog_type:\t2")) || text.contains("link_type:\t") {
-            let number = text.lines().find_map(|line| line.strip_prefix("prog_id:"));
-            let Some(program) = number.and_then(|n| n.trim().parse().ok()) else { continue };
             for line in text.lines() {
                 let value = line.strip_prefix("recursion_misses:").or_else(|| line.strip_prefix("missed:"));
                 if let Some(n) = value.and_then(|v| v.trim().parse::<u64>().ok()) {
-                    let missed = total.get_or_insert_default().entry(program).or_default();
-                    *missed = missed.saturating_add(n);
+                    total = Some(total.unwrap_or(0_u64).saturating_add(n));
                 }
             }
         }

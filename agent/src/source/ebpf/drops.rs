@@ -9,12 +9,13 @@ use std::collections::HashMap as StdHashMap;
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError, PerCpuArray};
+use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError};
 use flowlogd_ebpf::{DropCount, DropKey, REASON_SLOTS};
 
 use super::counts::Counts;
 use super::kernel::{Kernel, Reasons};
 use super::load::{self, OpenError, Sizes, SourceError};
+use super::mapped::{Mapped, cpus};
 use super::records::{Clock, drop_record};
 use crate::model::Observation;
 use crate::source::Observed;
@@ -29,10 +30,9 @@ pub struct DropSource {
     /// Holds the program; its link detaches with it.
     _bpf: Ebpf,
     current: ArrayOfMaps<MapData, Generation>,
-    /// The one in use is first.
-    generations: [Generation; 2],
+    generation: Generation,
     reasons: Reasons,
-    other: PerCpuArray<MapData, u64>,
+    other: Mapped,
     other_told: StdHashMap<u32, u64>,
     counts: Counts,
     malformed: u64,
@@ -49,14 +49,13 @@ impl DropSource {
         let mut bpf = load::load(&kernel.settings, &Sizes::NONE)?;
         let maps = |error: MapError| OpenError::Maps(load::chain(&error));
         let missing = || OpenError::Maps("the object lacks a map".into());
-        let generations =
-            [Generation::create(CAPACITY, 0).map_err(maps)?, Generation::create(CAPACITY, 0).map_err(maps)?];
+        let generation = Generation::create(CAPACITY, 0).map_err(maps)?;
         let mut current: ArrayOfMaps<MapData, Generation> =
             ArrayOfMaps::try_from(bpf.take_map("DROPS").ok_or_else(missing)?).map_err(maps)?;
-        let [first, _] = &generations;
-        current.set(0, first, 0).map_err(maps)?;
-        let other = PerCpuArray::try_from(bpf.take_map("REASONS").ok_or_else(missing)?).map_err(maps)?;
-        let counts = Counts::take(&mut bpf).map_err(maps)?;
+        current.set(0, &generation, 0).map_err(maps)?;
+        let cpus = cpus()?;
+        let other = Mapped::take(&mut bpf, "REASONS", REASON_SLOTS, cpus)?;
+        let counts = Counts::take(&mut bpf, cpus)?;
         load::identify(&mut bpf)?;
         load::load_raw_tracepoint(&mut bpf, "drops")?;
         load::raw_tracepoint(&mut bpf, "drops")?.attach("kfree_skb").map_err(|error| OpenError::Program {
@@ -66,7 +65,7 @@ impl DropSource {
         Ok(Self {
             _bpf: bpf,
             current,
-            generations,
+            generation,
             reasons: kernel.reasons,
             other,
             other_told: StdHashMap::new(),
@@ -77,21 +76,19 @@ impl DropSource {
 
     /// Puts what was dropped since the last call behind `out`.
     pub fn collect(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
-        let [used, spare] = &self.generations;
-        match used.keys().next() {
+        match self.generation.keys().next() {
             None => return Ok(()),
             Some(first) => first?,
         };
+        let empty = Generation::create(CAPACITY, 0)?;
         // The kernel waits for running programs before this returns (maybe_wait_bpf_programs).
-        self.current.set(0, spare, 0)?;
-        self.generations.swap(0, 1);
-        let [_, full] = &mut self.generations;
+        self.current.set(0, &empty, 0)?;
+        let full = std::mem::replace(&mut self.generation, empty);
         let clock = Clock::measure();
         let keys = full.keys().collect::<Result<Vec<_>, _>>()?;
         let mut names: StdHashMap<u32, Arc<str>> = StdHashMap::new();
         for key in keys {
             let count = full.get(&key, 0)?;
-            full.remove(&key)?;
             let reason = names.entry(key.reason).or_insert_with(|| self.reasons.name(key.reason)).clone();
             match drop_record(&key, count, reason) {
                 Some(record) => out.push(Observed {
@@ -105,10 +102,10 @@ impl DropSource {
     }
 
     /// Packets dropped for reasons that are not a filter's, since the last call, by the kernel's name.
-    pub fn other_reasons(&mut self) -> Result<Vec<(String, u64)>, SourceError> {
+    pub fn other_reasons(&mut self) -> Vec<(String, u64)> {
         let mut out = Vec::new();
         for slot in 0..REASON_SLOTS {
-            let total = self.other.get(&slot, 0)?.iter().fold(0_u64, |sum, n| sum.saturating_add(*n));
+            let total = self.other.total(slot);
             if total == 0 {
                 continue;
             }
@@ -118,7 +115,7 @@ impl DropSource {
                 *told = total;
             }
         }
-        Ok(out)
+        out
     }
 
     /// What was lost since the last call, by stage.

@@ -7,9 +7,10 @@
 use aya::maps::{Array, MapData, MapError};
 use aya::programs::{KProbe, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use flowlogd_ebpf::{Control, Settings};
+use flowlogd_ebpf::{Control, REASON_SLOTS, STATS_SLOTS, Settings};
 
 use super::kernel::KernelError;
+use super::mapped;
 
 /// Why a source cannot run here, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -65,13 +66,16 @@ impl Sizes {
 }
 
 pub(super) fn load(settings: &Settings, sizes: &Sizes) -> Result<Ebpf, OpenError> {
-    load_object(flowlogd_ebpf::object().ok_or(OpenError::Architecture)?, settings, sizes)
+    let object = flowlogd_ebpf::object().ok_or(OpenError::Architecture)?;
+    load_object(object, settings, sizes, mapped::cpus()?)
 }
 
-fn load_object(object: &[u8], settings: &Settings, sizes: &Sizes) -> Result<Ebpf, OpenError> {
+fn load_object(object: &[u8], settings: &Settings, sizes: &Sizes, cpus: u32) -> Result<Ebpf, OpenError> {
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SETTINGS", settings, true)
+        .map_max_entries("STATS", cpus.saturating_mul(STATS_SLOTS))
+        .map_max_entries("REASONS", cpus.saturating_mul(REASON_SLOTS))
         .map_max_entries("CONNECTIONS", sizes.shards)
         .map_max_entries("ENDS", sizes.ends_bytes)
         .map_max_entries("SWEPT", sizes.swept_bytes)
@@ -136,11 +140,6 @@ pub(super) fn kprobe<'a>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mu
         .try_into()
         .map_err(|error| refusal(name, &error))?;
     Ok(program)
-}
-
-/// The kernel's number of a loaded program.
-pub(super) fn program_id(bpf: &Ebpf, name: &str) -> Option<u32> {
-    bpf.program(name)?.info().ok().map(|info| info.id())
 }
 
 /// Also fine when it is loaded already: one program can sit on several functions.
@@ -216,7 +215,7 @@ mod tests {
             }
         };
         for object in [flowlogd_ebpf::OBJECT_X86_64, flowlogd_ebpf::OBJECT_AARCH64] {
-            let mut bpf = match load_object(object, &settings, &Sizes::NONE) {
+            let mut bpf = match load_object(object, &settings, &Sizes::NONE, 4) {
                 Ok(bpf) => bpf,
                 Err(error) => {
                     eprintln!("SKIPPED: {error}");

@@ -11,9 +11,11 @@ mod counts;
 mod drops;
 mod kernel;
 mod load;
+mod mapped;
 mod probe;
 mod records;
 mod ring;
+mod watch;
 
 pub use connections::{Attached, EbpfOptions, EbpfSource, EbpfStatus, SweepBy, TEST_LIMITS};
 pub use drops::DropSource;

@@ -62,6 +62,8 @@ pub struct Translator {
     /// Connections without an entry in the map that have been told.
     outside: HashSet<(u16, KernelTuple)>,
     pub adoption: Adoption,
+    /// Ends of younger connections that the map never held: it was full, or the probe on their start was missed.
+    pub unseen_starts: u64,
     /// Connections that ended while they were about to be adopted: all they moved was before the agent.
     pub ended_before: u64,
     pub untold: Untold,
@@ -102,12 +104,15 @@ impl Translator {
         let born =
             Told { event: ConnectionEvent::New, counters: Directional::default(), tcp_state: None, ..told };
         let known = (record.zone, record.original);
+        // One that was told while the map had no room for it may have found room since.
+        let is_known =
+            flag(RecordFlags::ANNOUNCED) || (flag(RecordFlags::IN_MAP) && self.outside.remove(&known));
         match record.kind {
             k if k == RecordKind::Live as u8 => {
-                if flag(RecordFlags::UNCOUNTED) && !flag(RecordFlags::ANNOUNCED) {
+                if flag(RecordFlags::UNCOUNTED) && !is_known {
                     self.untold.uncounted += 1;
                 }
-                if !flag(RecordFlags::ANNOUNCED) {
+                if !is_known {
                     if flag(RecordFlags::ADOPTED) {
                         told.event = ConnectionEvent::Adopt;
                         push(at, told);
@@ -125,7 +130,7 @@ impl Translator {
                     return;
                 }
                 if flag(RecordFlags::IN_MAP) {
-                    if !flag(RecordFlags::ANNOUNCED) {
+                    if !is_known {
                         if flag(RecordFlags::UNCOUNTED) {
                             self.untold.uncounted += 1;
                         }
@@ -138,7 +143,10 @@ impl Translator {
                 } else if !self.outside.remove(&known) {
                     match self.adoption {
                         // Its start is not known, its counts are all its own.
-                        Adoption::Done => push(at, born),
+                        Adoption::Done => {
+                            self.unseen_starts += 1;
+                            push(at, born);
+                        }
                         Adoption::Pending => {
                             self.ended_before += 1;
                             return;
@@ -408,6 +416,19 @@ mod tests {
         assert_eq!(translator.outside_len(), 0);
         let old = record(RecordKind::Outside, CONFIRMED | RecordFlags::ADOPTED);
         assert_eq!(translate(&mut translator, &[old]), [(1050, ConnectionEvent::Adopt, 500)]);
+    }
+
+    #[test]
+    fn a_connection_that_finds_room_later_is_not_new_again() {
+        let mut translator = Translator { adoption: Adoption::Done, ..Translator::default() };
+        let records = [
+            record(RecordKind::Outside, CONFIRMED),
+            record(RecordKind::Live, IN_MAP),
+            record(RecordKind::End, ANNOUNCED),
+        ];
+        let told: Vec<_> =
+            translate(&mut translator, &records).into_iter().map(|(_, event, _)| event).collect();
+        assert_eq!(told, [ConnectionEvent::New, ConnectionEvent::Update, ConnectionEvent::Update, END]);
     }
 
     #[test]
