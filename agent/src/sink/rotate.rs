@@ -15,6 +15,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{
     AtFlags, FlockOperation, Mode, OFlags, fchmod, flock, fstat, openat, renameat, statat, unlinkat,
@@ -23,6 +24,10 @@ use rustix::io::Errno;
 
 /// A torn tail longer than this is no line of ours: the file is rotated away as it is.
 const MAX_TORN_BYTES: u64 = 16 << 20;
+
+/// How often, and after what pause, a lock that somebody holds is asked for again.
+const LOCK_TURNS: u32 = 16;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Higher numbers (dates, say) are somebody else's files.
 const MOST_FILES: u32 = 1_000;
@@ -331,11 +336,16 @@ fn lock_name(name: &str) -> String {
 /// The lock file stays when its owner goes: a lock on a file that is then unlinked protects nothing.
 fn take_lock(dir: &OwnedFd, name: &str, owner: &str) -> Result<File, TakeError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    // Between open and flock somebody may have removed the file; a few turns settle it.
-    for _ in 0..16 {
+    // Between open and flock somebody may have removed the file; and a lock may outlive its owner for a moment, in a
+    // child that was forked and has not yet run its program. A few turns settle both.
+    for turn in 0..LOCK_TURNS {
         let file = File::from(openat(dir, name, flags, Mode::from_raw_mode(0o600))?);
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
+            Err(Errno::WOULDBLOCK) if turn + 1 < LOCK_TURNS => {
+                std::thread::sleep(LOCK_PAUSE);
+                continue;
+            }
             Err(Errno::WOULDBLOCK) => {
                 let mut holder = String::new();
                 // Only for the message: whatever can be read of it.
