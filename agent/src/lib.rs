@@ -10,11 +10,11 @@
 //! The rooms, in data order. Who may import whom (arrows point down only; `xtask/src/rooms.rs` holds the code to it):
 //!
 //! ```text
-//! main -> cli -> { app, cluster, config, model, pipeline, sink, source, telemetry, watch, wire }
-//! app -> { aggregate, cluster, config, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
-//! telemetry -> { pipeline, sink }   source, sink -> { config, model }   watch -> { cluster, model }
-//! pipeline -> { flow, snapshot, cluster, aggregate, model }   snapshot -> cluster
-//! wire, aggregate, flow, cluster -> model   model -> std
+//! main -> cli -> { app, config, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
+//! app -> { aggregate, config, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
+//! telemetry -> { pipeline, sink }   source, sink -> { config, model }   watch -> { cluster, model, snapshot }
+//! pipeline -> { flow, snapshot, cluster, aggregate, model }   snapshot -> { cluster, model, policy }
+//! policy -> { cluster, model }   wire, aggregate, flow, cluster -> model   model -> std
 //! ```
 //!
 //! `Pipeline::step` is synchronous; the daemon, `replay`, the tests and the benches all call it.
@@ -25,6 +25,7 @@ pub mod aggregate;
 pub mod cluster;
 pub mod flow;
 pub mod pipeline;
+pub mod policy;
 pub mod snapshot;
 pub mod wire;
 

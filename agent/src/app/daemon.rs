@@ -16,13 +16,12 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tracing::{debug, info, warn};
 
-use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::model::{CheckpointEntry, FlowLogs, Observation, Timestamp};
 use crate::pipeline::{Input, Limits, Pipeline};
 use crate::sink::checkpoint::{self, Checkpoint};
 use crate::sink::{FileOptions, FileSink, Reader, SinkError, StdoutSink};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, World};
 use crate::source::bypass;
 use crate::source::probe::State;
 use crate::source::{NodeSources, Observed, SourcesError};
@@ -75,8 +74,8 @@ pub enum RunError {
 pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -> Result<(), RunError> {
     let config = &options.config;
     let mut clock = Clock::start();
-    let cluster = load_cluster(options)?;
-    let has_cluster = !cluster.is_empty();
+    let world = load_world(options)?;
+    let has_cluster = !world.cluster.is_empty();
 
     // The lock comes first: a second agent must not even read the checkpoint.
     let mut output = Output::open(options, metrics.clone(), clock.now())?;
@@ -97,7 +96,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     if let Some(checkpoint) = checkpoint {
         pipeline.restore(checkpoint.entries);
     }
-    let snapshot = Snapshot::new(&cluster);
+    let snapshot = world.snapshot();
     let step = |pipeline: &mut Pipeline, observed: Observed| {
         match &observed.observation {
             Observation::Lost { stage, events } => metrics.lost_events.add(stage, *events),
@@ -215,27 +214,27 @@ fn warn_of_bypasses() -> Result<(), RunError> {
     thread::Builder::new().name("bypass".into()).spawn(look).map(drop).map_err(RunError::Thread)
 }
 
-fn load_cluster(options: &DaemonOptions) -> Result<Cluster, RunError> {
-    let mut cluster = Cluster::new(options.node.clone());
+fn load_world(options: &DaemonOptions) -> Result<World, RunError> {
+    let mut world = World::new(options.node.clone());
     if options.cluster.is_empty() {
-        return Ok(cluster);
+        return Ok(world);
     }
     let manifests = watch::load(&options.cluster, false)?;
     for problem in &manifests.skipped {
         warn!(%problem, "manifest left out");
     }
-    cluster.inhabit();
+    world.inhabit();
     for object in manifests.objects {
-        cluster.apply(object, Timestamp::MIN);
+        world.apply(object, Timestamp::MIN);
     }
-    if !cluster.names_local_node() {
+    if !world.cluster.names_local_node() {
         warn!(
             node = %options.node,
-            cluster = nodes_there(&cluster.node_names()),
+            cluster = nodes_there(&world.cluster.node_names()),
             "nothing in the cluster names this node, so no flow has a local end: give its name with --node"
         );
     }
-    Ok(cluster)
+    Ok(world)
 }
 
 /// Addresses of this network namespace; without a cluster they tell which end is here.

@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::model::{FlowLogs, Timestamp};
 use crate::pipeline::{Input, Limits, Pipeline, Stats};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Object, ObjectRef, Snapshot, World};
 use crate::watch::{DecodeError, Decoded, DecodedRef, decode, decode_ref};
 use crate::wire::flow_log::{LineFormat, encode_all};
 use crate::wire::recording::{Line, ReadError, Reader};
@@ -76,7 +75,7 @@ pub struct ReplaySummary {
 /// What is replayed against.
 pub struct Replay<'a> {
     pub config: &'a Config,
-    pub cluster: Cluster,
+    pub world: World,
     pub flushing: Flushing,
     pub limits: Limits,
 }
@@ -87,10 +86,10 @@ impl Replay<'_> {
     /// # Errors
     /// The first line that is malformed; output that cannot be written; a cluster in which nothing names the node.
     pub fn run(self, input: impl BufRead, output: &mut impl Write) -> Result<ReplaySummary, ReplayError> {
-        let format = line_format(self.config, self.cluster.node());
+        let format = line_format(self.config, self.world.cluster.node());
         let interval = self.config.flow_logs_flush_interval.max(Duration::from_millis(1));
         let explicit = self.flushing == Flushing::Explicit;
-        let mut world = World::new(self.cluster);
+        let mut world = Replayed::new(self.world);
         let mut lines = Lines { format, output, buffer: Vec::new(), summary: ReplaySummary::default() };
         let mut pipeline: Option<Pipeline> = None;
         let mut last = Timestamp::MIN;
@@ -165,50 +164,52 @@ impl Replay<'_> {
         }
         lines.summary.blank_lines = reader.blank_lines();
         lines.output.flush().map_err(ReplayError::Output)?;
-        if !world.cluster.is_empty() && !world.named_local_node {
-            let node = world.cluster.node().clone();
-            return Err(ReplayError::UnknownNode { node, nodes: world.cluster.node_names() });
+        let cluster = &world.world.cluster;
+        if !cluster.is_empty() && !world.named_local_node {
+            return Err(ReplayError::UnknownNode {
+                node: cluster.node().clone(),
+                nodes: cluster.node_names(),
+            });
         }
         Ok(lines.summary)
     }
 }
 
-/// The cluster as the recording changes it, and its snapshot.
-struct World {
-    cluster: Cluster,
+/// The world as the recording changes it, and its snapshot.
+struct Replayed {
+    world: World,
     snapshot: Snapshot,
     changed: bool,
     named_local_node: bool,
 }
 
-impl World {
-    fn new(cluster: Cluster) -> Self {
-        let named_local_node = cluster.names_local_node();
-        Self { snapshot: Snapshot::new(&cluster), cluster, changed: false, named_local_node }
+impl Replayed {
+    fn new(world: World) -> Self {
+        let named_local_node = world.cluster.names_local_node();
+        Self { snapshot: world.snapshot(), world, changed: false, named_local_node }
     }
 
     fn snapshot(&mut self) -> &Snapshot {
         if std::mem::take(&mut self.changed) {
-            self.snapshot = Snapshot::new(&self.cluster);
-            self.named_local_node |= self.cluster.names_local_node();
+            self.snapshot = self.world.snapshot();
         }
         &self.snapshot
     }
 
-    fn apply(&mut self, object: crate::cluster::Object, at: Timestamp) {
-        self.cluster.apply(object, at);
+    fn apply(&mut self, object: Object, at: Timestamp) {
+        self.world.apply(object, at);
         self.changed = true;
-        self.named_local_node = self.named_local_node || self.cluster.names_local_node();
+        self.named_local_node = self.named_local_node || self.world.cluster.names_local_node();
     }
 
-    fn delete(&mut self, object: &crate::cluster::ObjectRef, at: Timestamp) {
-        self.cluster.delete(object, at);
+    fn delete(&mut self, object: &ObjectRef, at: Timestamp) {
+        self.world.delete(object, at);
         self.changed = true;
     }
 
     /// All flows that began before are settled.
     fn forget_before(&mut self, at: Timestamp) {
-        self.cluster.expire(at);
+        self.world.expire(at);
         self.changed = true;
     }
 }

@@ -12,10 +12,10 @@ use clap::{Args, ValueEnum};
 use tracing::{info, warn};
 
 use crate::app::{Flushing, Replay, ReplayError};
-use crate::cluster::Cluster;
 use crate::config::Resolved;
 use crate::model::Timestamp;
 use crate::pipeline::Limits;
+use crate::snapshot::World;
 use crate::watch;
 use crate::wire::recording::ReadError;
 
@@ -57,21 +57,21 @@ impl ReplayArgs {
 pub fn run(global: &Global, resolved: &Resolved, args: &mut ReplayArgs) -> anyhow::Result<u8> {
     let mut paths = global.cluster.clone();
     let recording = args.take_recording(&mut paths)?;
-    let mut cluster = Cluster::new(global.node_name().into());
+    let mut world = World::new(global.node_name().into());
     if !paths.is_empty() {
         let manifests = watch::load(&paths, true)
             .map_err(|error| Failure::new(super::exit::of_manifests(&error), error))?;
         for (kind, objects) in &manifests.unused {
             info!(%kind, objects, "objects of this kind are not used");
         }
-        cluster.inhabit();
+        world.inhabit();
         for object in manifests.objects {
-            cluster.apply(object, Timestamp::MIN);
+            world.apply(object, Timestamp::MIN);
         }
     }
     let replay = Replay {
         config: &resolved.config,
-        cluster,
+        world,
         flushing: match args.flush {
             Flush::Interval => Flushing::Interval,
             Flush::Explicit => Flushing::Explicit,

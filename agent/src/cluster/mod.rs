@@ -37,7 +37,8 @@ use nodes::Nodes;
 use services::Services;
 
 /// Persistent: a clone shares everything, a change copies one path.
-type Map<K, V> = imbl::GenericHashMap<K, V, foldhash::fast::RandomState, imbl::shared_ptr::DefaultSharedPtr>;
+pub(crate) type Map<K, V> =
+    imbl::GenericHashMap<K, V, foldhash::fast::RandomState, imbl::shared_ptr::DefaultSharedPtr>;
 
 /// A pod as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,10 +14,11 @@ use serde_json::Value;
 
 use super::objects::{self, Ip, LabelMap, Meta, parse_ip, parse_ip_or_prefix};
 use crate::cluster::{
-    EndpointGroup, EndpointPort, HostEndpoint, NamedPort, Namespace, NetworkSet, Node, Object, ObjectKind,
-    ObjectRef, Pod, Service, ServiceAccount, ServiceEndpoints, ServicePort,
+    self, EndpointGroup, EndpointPort, HostEndpoint, NamedPort, Namespace, NetworkSet, Node, ObjectKind, Pod,
+    Service, ServiceAccount, ServiceEndpoints, ServicePort,
 };
 use crate::model::{Labels, Proto};
+use crate::snapshot::{Object, ObjectRef};
 
 /// The label by which an EndpointSlice names its service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -82,7 +83,7 @@ pub fn decode(value: Value) -> Result<Decoded, DecodeError> {
         ObjectKind::GlobalNetworkSet => fields(&object, value).and_then(|set| network_set(set, false)),
         ObjectKind::HostEndpoint => fields(&object, value).and_then(host_endpoint),
     };
-    decoded.map(Decoded::Object).map_err(|error| DecodeError { object, ..error })
+    decoded.map(Object::Cluster).map(Decoded::Object).map_err(|error| DecodeError { object, ..error })
 }
 
 /// What a recording's `delete` names: `{"apiVersion","kind","namespace"?,"name"}`.
@@ -107,7 +108,7 @@ pub fn decode_ref(value: Value) -> Result<DecodedRef, DecodeError> {
         None
     };
     let name = checked(reference.name, "name").map_err(named)?;
-    Ok(DecodedRef::Ref(ObjectRef { kind, namespace, name, uid: None }))
+    Ok(DecodedRef::Ref(ObjectRef::Cluster(cluster::ObjectRef { kind, namespace, name, uid: None })))
 }
 
 fn kind_of(types: &objects::TypeMeta) -> Option<ObjectKind> {
@@ -204,17 +205,17 @@ fn namespaced<A>(meta: &mut Meta<A>) -> Result<(Arc<str>, Arc<str>, Labels), Dec
     Ok((namespace_of(meta.namespace.take(), "metadata.namespace")?, name, labels))
 }
 
-fn namespace(mut o: objects::Bare) -> Result<Object, DecodeError> {
+fn namespace(mut o: objects::Bare) -> Result<cluster::Object, DecodeError> {
     let (name, labels) = names(&mut o.metadata)?;
-    Ok(Object::Namespace(Namespace { name, labels }))
+    Ok(cluster::Object::Namespace(Namespace { name, labels }))
 }
 
-fn service_account(mut o: objects::Bare) -> Result<Object, DecodeError> {
+fn service_account(mut o: objects::Bare) -> Result<cluster::Object, DecodeError> {
     let (namespace, name, labels) = namespaced(&mut o.metadata)?;
-    Ok(Object::ServiceAccount(ServiceAccount { namespace, name, labels }))
+    Ok(cluster::Object::ServiceAccount(ServiceAccount { namespace, name, labels }))
 }
 
-fn pod(mut o: objects::Pod) -> Result<Object, DecodeError> {
+fn pod(mut o: objects::Pod) -> Result<cluster::Object, DecodeError> {
     let (namespace, name, labels) = namespaced(&mut o.metadata)?;
     let spec = o.spec.unwrap_or_default();
     let status = o.status.unwrap_or_default();
@@ -250,7 +251,7 @@ fn pod(mut o: objects::Pod) -> Result<Object, DecodeError> {
         proto: port.protocol.map_or(Proto::TCP, |protocol| protocol.0),
         port: port.container_port.0,
     });
-    Ok(Object::Pod(Pod {
+    Ok(cluster::Object::Pod(Pod {
         namespace,
         name,
         uid: some(o.metadata.uid),
@@ -267,7 +268,7 @@ fn pod(mut o: objects::Pod) -> Result<Object, DecodeError> {
     }))
 }
 
-fn node(mut o: objects::Node) -> Result<Object, DecodeError> {
+fn node(mut o: objects::Node) -> Result<cluster::Object, DecodeError> {
     let (name, labels) = names(&mut o.metadata)?;
     let mut addresses = Vec::new();
     let listed = o.status.and_then(|status| status.addresses).unwrap_or_default();
@@ -296,10 +297,10 @@ fn node(mut o: objects::Node) -> Result<Object, DecodeError> {
     }
     addresses.sort();
     addresses.dedup();
-    Ok(Object::Node(Node { name, labels, addresses }))
+    Ok(cluster::Object::Node(Node { name, labels, addresses }))
 }
 
-fn service(mut o: objects::Service) -> Result<Object, DecodeError> {
+fn service(mut o: objects::Service) -> Result<cluster::Object, DecodeError> {
     let (namespace, name, _) = namespaced(&mut o.metadata)?;
     let spec = o.spec.unwrap_or_default();
     // An ExternalName service is a DNS name: nothing is bound to an address, whatever else the object says.
@@ -320,7 +321,7 @@ fn service(mut o: objects::Service) -> Result<Object, DecodeError> {
             node_port: port.node_port.map(|port| port.0).filter(|port| *port != 0),
         }));
     }
-    Ok(Object::Service(Service { namespace, name, ips, ports }))
+    Ok(cluster::Object::Service(Service { namespace, name, ips, ports }))
 }
 
 fn endpoint_port(port: objects::SlicePort) -> EndpointPort {
@@ -331,7 +332,7 @@ fn endpoint_port(port: objects::SlicePort) -> EndpointPort {
     }
 }
 
-fn endpoint_slice(mut o: objects::EndpointSlice) -> Result<Object, DecodeError> {
+fn endpoint_slice(mut o: objects::EndpointSlice) -> Result<cluster::Object, DecodeError> {
     let (namespace, name, labels) = namespaced(&mut o.metadata)?;
     let mut addresses = Vec::new();
     if o.address_type.as_deref() != Some("FQDN") {
@@ -343,7 +344,7 @@ fn endpoint_slice(mut o: objects::EndpointSlice) -> Result<Object, DecodeError> 
         }
     }
     let ports = o.ports.unwrap_or_default().into_iter().map(endpoint_port).collect();
-    Ok(Object::EndpointSlice(ServiceEndpoints {
+    Ok(cluster::Object::EndpointSlice(ServiceEndpoints {
         namespace,
         name,
         service: some(labels.get(SERVICE_NAME).cloned()),
@@ -351,7 +352,7 @@ fn endpoint_slice(mut o: objects::EndpointSlice) -> Result<Object, DecodeError> 
     }))
 }
 
-fn endpoints(mut o: objects::Endpoints) -> Result<Object, DecodeError> {
+fn endpoints(mut o: objects::Endpoints) -> Result<cluster::Object, DecodeError> {
     let (namespace, name, _) = namespaced(&mut o.metadata)?;
     let groups = o.subsets.unwrap_or_default().into_iter().map(|subset| {
         let ready = subset.addresses.unwrap_or_default().into_iter();
@@ -362,10 +363,10 @@ fn endpoints(mut o: objects::Endpoints) -> Result<Object, DecodeError> {
         }
     });
     let groups = groups.collect();
-    Ok(Object::Endpoints(ServiceEndpoints { namespace, service: Some(name.clone()), name, groups }))
+    Ok(cluster::Object::Endpoints(ServiceEndpoints { namespace, service: Some(name.clone()), name, groups }))
 }
 
-fn network_set(mut o: objects::NetworkSet, in_namespace: bool) -> Result<Object, DecodeError> {
+fn network_set(mut o: objects::NetworkSet, in_namespace: bool) -> Result<cluster::Object, DecodeError> {
     let (namespace, name, labels) = if in_namespace {
         let (namespace, name, labels) = namespaced(&mut o.metadata)?;
         (Some(namespace), name, labels)
@@ -377,17 +378,17 @@ fn network_set(mut o: objects::NetworkSet, in_namespace: bool) -> Result<Object,
     let mut nets: Vec<_> = nets.into_iter().map(|net| net.0).collect();
     nets.sort();
     nets.dedup();
-    Ok(Object::NetworkSet(NetworkSet { namespace, name, labels, nets }))
+    Ok(cluster::Object::NetworkSet(NetworkSet { namespace, name, labels, nets }))
 }
 
-fn host_endpoint(mut o: objects::HostEndpoint) -> Result<Object, DecodeError> {
+fn host_endpoint(mut o: objects::HostEndpoint) -> Result<cluster::Object, DecodeError> {
     let (name, labels) = names(&mut o.metadata)?;
     let ports = o.spec.ports.unwrap_or_default().into_iter().map(|port| NamedPort {
         name: some(Some(port.name)),
         proto: port.protocol.0,
         port: port.port.0,
     });
-    Ok(Object::HostEndpoint(HostEndpoint {
+    Ok(cluster::Object::HostEndpoint(HostEndpoint {
         name,
         uid: some(o.metadata.uid),
         labels,

@@ -3,11 +3,14 @@
 use serde_json::json;
 
 use super::*;
+use crate::cluster::Object;
 use crate::model::Timestamp;
+use crate::snapshot;
 
-fn object(value: Value) -> Object {
+fn object(value: Value) -> cluster::Object {
     match decode(value).unwrap() {
-        Decoded::Object(object) => object,
+        Decoded::Object(snapshot::Object::Cluster(object)) => object,
+        Decoded::Object(other) => panic!("{other:?}"),
         Decoded::Unused { kind } => panic!("{kind} is used"),
     }
 }
@@ -128,7 +131,10 @@ fn the_smallest_objects() {
         let namespace = o.kind().is_namespaced().then(|| Arc::from("default"));
         assert_eq!(o.object_name().namespace, namespace, "{kind}");
         let reference = json!({"apiVersion": api_version, "kind": kind, "name": "x"});
-        assert_eq!(decode_ref(reference).unwrap(), DecodedRef::Ref(o.reference()));
+        assert_eq!(
+            decode_ref(reference).unwrap(),
+            DecodedRef::Ref(snapshot::ObjectRef::Cluster(o.reference()))
+        );
     }
 }
 
@@ -348,7 +354,7 @@ fn references_are_checked() {
     // A namespace says nothing of a kind that has none.
     let node =
         decode_ref(json!({"apiVersion": "v1", "kind": "Node", "name": "x", "namespace": "y"})).unwrap();
-    let DecodedRef::Ref(node) = node else { panic!() };
+    let DecodedRef::Ref(snapshot::ObjectRef::Cluster(node)) = node else { panic!() };
     assert_eq!(node.namespace, None);
 }
 

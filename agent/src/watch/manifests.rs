@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::decode::{Decoded, decode};
-use crate::cluster::{Object, ObjectKind, ObjectName};
+use crate::snapshot::{Object, ObjectRef};
 
 /// A file that is larger than this is not read (bytes).
 const FILE_LIMIT: u64 = 1 << 30;
@@ -224,7 +224,7 @@ struct Loading {
     /// Every object as it stands in the files, where it is asked for.
     as_read: Option<Vec<Value>>,
     /// Where each object stands in `manifests.objects`.
-    index: HashMap<(ObjectKind, ObjectName), usize>,
+    index: HashMap<ObjectRef, usize>,
 }
 
 impl Loading {
@@ -355,7 +355,7 @@ impl Loading {
                 Ok(())
             }
             Ok(Decoded::Object(object)) => {
-                match self.index.entry((object.kind(), object.object_name())) {
+                match self.index.entry(object.reference()) {
                     std::collections::hash_map::Entry::Occupied(known) => {
                         if let Some(slot) = self.manifests.objects.get_mut(*known.get()) {
                             *slot = object;

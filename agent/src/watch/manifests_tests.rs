@@ -4,11 +4,13 @@ use std::fs;
 use std::time::Instant;
 
 use super::*;
+use crate::cluster::{self, ObjectName};
 
 const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: x}\nstatus: {podIP: 10.0.0.1}\n";
 
 fn names(manifests: &Manifests) -> Vec<String> {
     let name = |o: &Object| {
+        let Object::Cluster(o) = o else { panic!("{o:?}") };
         let ObjectName { namespace, name } = o.object_name();
         format!("{} {}/{name}", o.kind().name(), namespace.as_deref().unwrap_or("-"))
     };
@@ -81,7 +83,7 @@ fn lists_are_unpacked() {
 #[test]
 fn the_last_of_two_equal_names_counts() {
     let manifests = yaml(&format!("{POD}---\n{}", POD.replace("10.0.0.1", "10.0.0.2"))).unwrap();
-    let [Object::Pod(pod)] = &manifests.objects[..] else { panic!() };
+    let [Object::Cluster(cluster::Object::Pod(pod))] = &manifests.objects[..] else { panic!() };
     assert_eq!(pod.ips[0].to_string(), "10.0.0.2");
 }
 
@@ -89,7 +91,7 @@ fn the_last_of_two_equal_names_counts() {
 fn scalars_are_read_as_the_api_server_reads_them() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  creationTimestamp: 2026-01-31T12:00:00Z\n  labels:\n    a: \"true\"\n    b: yes\n    c: 0755\n    d: '1'\n    e: 1_000\n    f: |\n      text\n  annotations: {x: \"y\"}\nstatus: {podIP: fd00::1}\n";
     let manifests = yaml(text).unwrap();
-    let [Object::Pod(pod)] = &manifests.objects[..] else { panic!() };
+    let [Object::Cluster(cluster::Object::Pod(pod))] = &manifests.objects[..] else { panic!() };
     let labels: Vec<_> = pod.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
     assert_eq!(labels, ["a=true", "b=yes", "c=0755", "d=1", "e=1_000", "f=text\n"]);
     assert_eq!(pod.ips[0].to_string(), "fd00::1");
@@ -101,7 +103,11 @@ fn scalars_are_read_as_the_api_server_reads_them() {
 fn anchors_and_aliases_work() {
     let text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: a, labels: &l {k: v}}\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: b, labels: *l}\n";
     let manifests = yaml(text).unwrap();
-    let [Object::Pod(a), Object::Pod(b)] = &manifests.objects[..] else { panic!() };
+    let [Object::Cluster(cluster::Object::Pod(a)), Object::Cluster(cluster::Object::Pod(b))] =
+        &manifests.objects[..]
+    else {
+        panic!()
+    };
     assert_eq!(a.labels, b.labels);
 }
 
