@@ -154,8 +154,10 @@ metrics! {
     not_local: Gauge(Counter) = "flowlogd_not_local_bytes_total";
     /// Bytes that conntrack counted of connections for which their drops speak.
     superseded: Gauge(Counter) = "flowlogd_superseded_bytes_total";
-    /// Bytes for which a full table or window had no place.
-    overflow_bytes: Gauge(Counter) = "flowlogd_overflow_bytes_total";
+    /// Flows folded into an overflow record because the window had no more records; their counters are in its line.
+    window_overflow: Gauge(Counter) = "flowlogd_window_overflow_flows_total";
+    /// Bytes of filter drops that went to their line at once because the table of denied flows was full.
+    denied_overflow: Gauge(Counter) = "flowlogd_denied_overflow_bytes_total";
     /// Connections that never were confirmed, without a filter's drop, which make no line.
     unconfirmed_other: Gauge(Counter) = "flowlogd_connections_unconfirmed_total";
     /// What the kernel's side counted, by event: left out as of another network namespace, found a map full, and so on.
@@ -211,7 +213,8 @@ impl Metrics {
         self.connections_open.set(open);
         self.not_local.set(stats.not_local.bytes.saturating_add(stats.not_local_denied.bytes));
         self.superseded.set(stats.superseded.bytes);
-        self.overflow_bytes.set(stats.denied_overflow.bytes.saturating_add(stats.window_overflow.bytes));
+        self.window_overflow.set(stats.window_overflow);
+        self.denied_overflow.set(stats.denied_overflow.bytes);
         self.unconfirmed_other.set(stats.unconfirmed_other);
     }
 

@@ -139,6 +139,29 @@ pub fn parts<'a>(report: &Report<'a>, settings: &Settings) -> RecordParts<'a> {
     }
 }
 
+/// What the overflow record of this report's kind is known by: action, reporter and protocol are kept, everything else
+/// is `several`.
+pub fn overflow_parts<'a>(report: &Report<'_>, several: &'a Arc<str>) -> RecordParts<'a> {
+    let end = EndParts {
+        kind: EndpointKind::Net,
+        namespace: None,
+        name_aggr: several,
+        name: None,
+        ip: None,
+        port: None,
+    };
+    RecordParts {
+        action: report.action,
+        reporter: report.reporter,
+        source: end,
+        dest: end,
+        proto: report.proto,
+        service: None,
+        trace: None,
+        denied_level: report.is_denied_level(),
+    }
+}
+
 impl<'a> ServiceParts<'a> {
     fn of(service: &'a ServiceName) -> Self {
         let ServiceName { namespace, name, port_name, port } = service;

@@ -7,6 +7,6 @@ mod level;
 mod settings;
 mod window;
 
-pub use level::{Level, RecordKey, RecordParts, Report, parts};
+pub use level::{Level, RecordKey, RecordParts, Report, overflow_parts, parts};
 pub use settings::{IdleFlows, PrivateNetworks, Settings};
 pub use window::{Contribution, RecordId, Window, WindowStats};

@@ -3,7 +3,8 @@
 //! In: contributions of flows, folded under a record. Out: at the flush, the records, sorted. A record lives as
 //! long as a live flow refers to it, so that a flow finds its record again without building its key.
 //! Always: counters of what was folded are in exactly one record; a flow is counted once a window, also when its
-//! key was opened again (`Contribution::once`); no more than `limit` records, and as many keys that came again.
+//! key was opened again (`Contribution::once`); no more than `limit` records, and as many keys that came again; what
+//! comes beyond is folded into one overflow record of its kind (action, reporter, protocol), so that totals stay exact.
 
 use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
@@ -15,7 +16,7 @@ use hashbrown::HashTable;
 
 use crate::model::{Counters, FlowEnd, FlowLog, FlowLogs, Labels, Policies, Timestamp, Trace};
 
-use super::{IdleFlows, Level, RecordKey, Report, Settings, parts};
+use super::{IdleFlows, Level, RecordKey, RecordParts, Report, Settings, overflow_parts, parts};
 
 /// Index of a record in the window.
 pub type RecordId = u32;
@@ -131,6 +132,8 @@ pub struct WindowStats {
     pub filtered: Counters,
     /// Flows of which the window could not remember that it counted them: should their key come again, it counts anew.
     pub not_remembered: u64,
+    /// Flows that were folded into an overflow record.
+    pub overflowed: u64,
 }
 
 pub struct Window {
@@ -144,6 +147,9 @@ pub struct Window {
     /// Of keys that came more than once: (fingerprint, record) -> seen, started, completed.
     counted: std::collections::HashMap<(u64, RecordId), [bool; 3], RandomState>,
     not_remembered: u64,
+    overflowed: u64,
+    /// What an overflow record says where a name would be.
+    several: Arc<str>,
     epoch: u16,
     limit: usize,
 }
@@ -159,8 +165,10 @@ impl Window {
             free: Vec::new(),
             counted: std::collections::HashMap::default(),
             not_remembered: 0,
+            overflowed: 0,
+            several: "*".into(),
             epoch: 1,
-            limit: limit.min(RecordId::MAX as usize - 1),
+            limit: limit.min(RecordId::MAX as usize / 2),
         }
     }
 
@@ -200,21 +208,37 @@ impl Window {
         }
     }
 
-    /// The record that counts this report, with one more flow that refers to it. `None`: the window is full.
-    pub fn attach(&mut self, report: &Report<'_>) -> Option<RecordId> {
+    /// The record that counts this report, with one more flow that refers to it: the overflow record of the report's
+    /// kind, where its own would be one too many.
+    pub fn attach(&mut self, report: &Report<'_>) -> RecordId {
         let parts = parts(report, &self.settings);
+        if let Some(id) = self.find(&parts) {
+            return id;
+        }
+        if self.keys.len() < self.limit {
+            return self.add(parts.to_key(report.service));
+        }
+        self.overflowed += 1;
+        // Few of these there can be: they need no place within the limit.
+        let several = self.several.clone();
+        let parts = overflow_parts(report, &several);
+        self.find(&parts).unwrap_or_else(|| self.add(parts.to_key(None)))
+    }
+
+    /// A record that there is already, with one more reference.
+    fn find(&mut self, parts: &RecordParts<'_>) -> Option<RecordId> {
         let hash = self.hasher.hash_one(parts);
-        let is_known = |id: &RecordId| matches!(self.records.get(*id as usize), Some(Some((key, _))) if key.parts() == parts);
-        if let Some(&id) = self.keys.find(hash, is_known) {
-            if let Some(Some((_, record))) = self.records.get_mut(id as usize) {
-                record.references += 1;
-            }
-            return Some(id);
+        let is_known = |id: &RecordId| matches!(self.records.get(*id as usize), Some(Some((key, _))) if key.parts() == *parts);
+        let id = *self.keys.find(hash, is_known)?;
+        if let Some(Some((_, record))) = self.records.get_mut(id as usize) {
+            record.references += 1;
         }
-        if self.keys.len() >= self.limit {
-            return None;
-        }
-        let record = Some((parts.to_key(report.service), Record { references: 1, ..Record::default() }));
+        Some(id)
+    }
+
+    fn add(&mut self, key: RecordKey) -> RecordId {
+        let hash = self.hasher.hash_one(key.parts());
+        let record = Some((key, Record { references: 1, ..Record::default() }));
         let id = match self.free.pop() {
             Some(id) => {
                 self.records[id as usize] = record;
@@ -229,7 +253,7 @@ impl Window {
         self.keys.insert_unique(hash, id, |id| {
             records[*id as usize].as_ref().map_or(0, |(key, _)| hasher.hash_one(key.parts()))
         });
-        Some(id)
+        id
     }
 
     /// A flow does not refer to the record any more; it stays until the flush.
@@ -318,7 +342,8 @@ impl Window {
     /// Closes the window at `end`; the next one begins there.
     pub fn flush(&mut self, end: Timestamp, lost_events: u64) -> (FlowLogs, WindowStats) {
         let not_remembered = std::mem::take(&mut self.not_remembered);
-        let mut stats = WindowStats { not_remembered, ..WindowStats::default() };
+        let overflowed = std::mem::take(&mut self.overflowed);
+        let mut stats = WindowStats { not_remembered, overflowed, ..WindowStats::default() };
         let mut order: Vec<RecordId> = Vec::with_capacity(self.keys.len());
         for (id, place) in self.records.iter().enumerate() {
             let Some((key, record)) = place else { continue };

@@ -144,15 +144,14 @@ impl DeniedTable {
         self.flows.get_mut(*at)
     }
 
-    /// `false` when there is no place. The key must not be in the table.
-    #[must_use]
-    pub fn insert(&mut self, denied: Denied) -> bool {
+    /// Gives the flow back when there is no place. The key must not be in the table.
+    pub fn insert(&mut self, denied: Denied) -> Result<(), Box<Denied>> {
         if self.flows.len() >= self.limit {
-            return false;
+            return Err(Box::new(denied));
         }
         self.index.insert(denied.key, self.flows.len());
         self.flows.push(denied);
-        true
+        Ok(())
     }
 
     /// Swaps the flow at `key` for another of the same key.

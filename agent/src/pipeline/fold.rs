@@ -195,13 +195,7 @@ impl Fold<'_> {
                     service: connection.service.as_ref(),
                     evaluation,
                 };
-                match self.window.attach(&report) {
-                    Some(record) => connection.records[side] = record,
-                    None => {
-                        self.stats.window_overflow += sum(pending);
-                        continue;
-                    }
-                }
+                connection.records[side] = self.window.attach(&report);
             }
             let verdict = self.verdicts.get(tuple, direction);
             let pending_trace = verdict.and_then(|verdict| verdict.pending.as_ref()).unwrap_or(self.empty);
@@ -396,13 +390,7 @@ impl Fold<'_> {
                     service: denied.service.as_ref(),
                     evaluation,
                 };
-                match self.window.attach(&report) {
-                    Some(record) => denied.records[side] = record,
-                    None => {
-                        self.stats.window_overflow += pending;
-                        continue;
-                    }
-                }
+                denied.records[side] = self.window.attach(&report);
             }
             let verdict = self.verdicts.get(denied.key.tuple, direction);
             let pending_trace = verdict.and_then(|verdict| verdict.pending.as_ref()).unwrap_or(self.empty);

@@ -402,9 +402,11 @@ impl Pipeline {
         let Some(denied) = self.denied.get_mut(&key) else {
             fold!(self, &snapshot.cluster, None).take_denied_verdicts(&mut fresh);
             fresh.count(drop, now);
-            if !self.denied.insert(fresh) {
+            if let Err(mut homeless) = self.denied.insert(fresh) {
                 self.stats.denied_overflow += Counters::new(drop.packets, drop.bytes);
-                self.lost_events = self.lost_events.saturating_add(1);
+                homeless.reopened = true; // its tuple may come again in this window
+                let fingerprint = self.fingerprints.hash_one(key);
+                fold!(self, &snapshot.cluster, None).denied(&mut homeless, fingerprint, true);
             }
             return;
         };
@@ -479,6 +481,7 @@ impl Pipeline {
         self.stats.filtered_records += window.filtered_records;
         self.stats.filtered += window.filtered;
         self.stats.not_remembered += window.not_remembered;
+        self.stats.window_overflow += window.overflowed;
         if let Some(settings) = self.next_settings.take() {
             self.window.reconfigure(settings);
         }

@@ -24,10 +24,11 @@ pub struct Stats {
     pub unconfirmed_other: u64,
     /// Connections refused by the full table; their final counters are still exported at their end.
     pub connection_table_full: u64,
-    /// Drops for which the table of denied flows had no place: lost.
+    /// Drops for which the table of denied flows had no place: each went into its record at once, as a flow that is
+    /// over.
     pub denied_overflow: Counters,
-    /// Traffic for which the window had no record left: lost.
-    pub window_overflow: Counters,
+    /// Flows that were folded into an overflow record, because the window had no more records.
+    pub window_overflow: u64,
     /// Flows whose names were settled before the flush, because too many had ended.
     pub settled_early: u64,
     /// Flows that may be counted twice in a window, because too many keys came again in it.

@@ -200,9 +200,14 @@ fn only_conntrack(events: Vec<Event>) -> Vec<Event> {
 
 proptest! {
     /// Without drops, what the lines say per reporter is what the kernel counted, at every level and however the
-    /// input is cut into windows; also when ended flows have to be folded early.
+    /// input is cut into windows; also when ended flows have to be folded early, and when keys overflow the window.
     #[test]
-    fn allowed_traffic_is_conserved(events in events(), flush_every in 1..40usize, ended in 0..4usize) {
+    fn allowed_traffic_is_conserved(
+        events in events(),
+        flush_every in 1..40usize,
+        ended in 0..4usize,
+        records_limit in prop_oneof![Just(2 << 20), 0..4usize],
+    ) {
         let events = only_conntrack(events);
         let mut naive = Naive::default();
         for event in &events {
@@ -211,7 +216,7 @@ proptest! {
             }
         }
         for level in LEVELS {
-            let limits = Limits { ended, ..Limits::default() };
+            let limits = Limits { ended, records: records_limit, ..Limits::default() };
             let run = run(level, limits, &events, flush_every);
             let src = total(records(&run).filter(|log| log.reporter == Reporter::Src));
             let dst = total(records(&run).filter(|log| log.reporter == Reporter::Dst));
@@ -223,7 +228,11 @@ proptest! {
     /// Denied lines at the destination and at the last local end hold every filter drop; nothing of a connection
     /// is lost beside it: it is in an `allow` line or counted as superseded.
     #[test]
-    fn drops_are_conserved(events in events(), flush_every in 1..40usize) {
+    fn drops_are_conserved(
+        events in events(),
+        flush_every in 1..40usize,
+        denied in prop_oneof![Just(256 << 10), 0..3usize],
+    ) {
         let mut dropped = Counters::default();
         for event in &events {
             if let (Observation::Drop(drop), Event::Drop { src, dst, .. }) = (observation(event), event)
@@ -233,7 +242,7 @@ proptest! {
             }
         }
         let counts = LEVELS.map(|level| {
-            let run = run(level, Limits::default(), &events, flush_every);
+            let run = run(level, Limits { denied, ..Limits::default() }, &events, flush_every);
             let (incoming, outgoing) = total(records(&run).filter(|log| log.action == Action::Deny));
             let mut denied = incoming;
             denied += outgoing;
@@ -396,4 +405,32 @@ fn keys_that_came_again_are_remembered_up_to_a_bound() {
     let flows: Vec<u64> = records(&run).map(|log| log.num_flows).collect();
     assert_eq!(flows, [5, 5]);
     assert_eq!(run.stats.not_remembered, 8);
+}
+
+#[test]
+fn keys_beyond_the_bound_share_one_record_of_their_kind() {
+    let new = |port, proto| Event::Conntrack {
+        event: ConnectionEvent::New,
+        src: 1,
+        dst: 4,
+        port,
+        proto,
+        counters: [1, 10, 2, 20],
+        over: false,
+    };
+    let mut events: Vec<Event> = (1000..1010).map(|port| new(port, Proto::UDP)).collect();
+    events.push(new(2000, Proto::TCP));
+    let run = run(Level::None, Limits { records: 2, ..Limits::default() }, &events, 100);
+    let lines: Vec<_> = records(&run).map(|log| (&*log.source.name_aggr, log.proto, log.num_flows)).collect();
+    assert_eq!(
+        lines,
+        [("*", Proto::TCP, 1), ("*", Proto::UDP, 8), ("pod-*", Proto::UDP, 1), ("pod-*", Proto::UDP, 1)]
+    );
+    let overflow = records(&run).find(|log| log.num_flows == 8).unwrap();
+    assert_eq!(
+        (overflow.source.kind, overflow.source.ip, overflow.dest.port),
+        (crate::model::EndpointKind::Net, None, None)
+    );
+    assert_eq!((overflow.outgoing, overflow.incoming), (Counters::new(8, 80), Counters::new(16, 160)));
+    assert_eq!(run.stats.window_overflow, 9);
 }
