@@ -25,7 +25,7 @@ use crate::snapshot::{Snapshot, World};
 use crate::source::bypass;
 use crate::source::probe::State;
 use crate::source::{NodeSources, Observed, SourcesError};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metric, Metrics, Series, Value};
 use crate::watch::{self, ManifestError};
 use crate::wire::flow_log::{LineFormat, encode_all};
 
@@ -72,6 +72,7 @@ pub enum RunError {
 /// # Errors
 /// What keeps the agent from starting. Once it runs it goes on.
 pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -> Result<(), RunError> {
+    metrics.set_build();
     let config = &options.config;
     let mut clock = Clock::start();
     let world = load_world(options)?;
@@ -131,7 +132,9 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
             sources.poll(POLL.min(due), &mut |observed| step(&mut pipeline, observed));
             continue;
         }
+        let began = Instant::now();
         sources.sweep(&mut |observed| step(&mut pipeline, observed));
+        metrics.sweep_duration.observe(began.elapsed());
         close_window(&mut pipeline, &mut sources, &writer, metrics, clock.now(), &snapshot, stopping);
         if stopping {
             // What ended while that window was closed: nothing that the kernel has told is lost by the stop.
@@ -166,7 +169,9 @@ fn close_window(
     snapshot: &Snapshot,
     last: bool,
 ) {
+    let began = Instant::now();
     let logs = pipeline.step(Input::Flush, now, snapshot);
+    metrics.flush_duration.observe(began.elapsed());
     for (reason, packets) in sources.take_other_drops() {
         metrics.other_drop_packets.add(&reason, packets);
     }
@@ -185,12 +190,23 @@ fn close_window(
 
 /// What was counted, for the log at the end: what is zero is left out.
 fn tell_totals(metrics: &Metrics) {
-    for sample in metrics.snapshot().into_iter().filter(|sample| sample.value > 0) {
-        match sample.label {
-            Some((name, label)) => {
-                info!(metric = sample.name, label = %format!("{name}={label}"), value = sample.value, "total")
+    for Metric { description, series } in metrics.snapshot() {
+        for Series { labels, value } in series {
+            let Value::Whole(value) = value else { continue };
+            if value == 0 {
+                continue;
             }
-            None => info!(metric = sample.name, value = sample.value, "total"),
+            if labels.is_empty() {
+                info!(metric = description.name, value, "total");
+            } else {
+                let pairs: Vec<String> = description
+                    .labels
+                    .iter()
+                    .zip(labels)
+                    .map(|(name, label)| format!("{name}={label}"))
+                    .collect();
+                info!(metric = description.name, label = %pairs.join(","), value, "total");
+            }
         }
     }
 }

@@ -1,0 +1,154 @@
+//! Every metric of the agent: name, kind, labels, meaning, in this one list.
+//!
+//! In: what the stages count (they add to members, or hand their totals over at a flush). Out:
+//! [`Metrics::snapshot`], the values that an endpoint serves, and the generated table in `deploy/metrics.md`.
+//! Always: names follow Prometheus' conventions (`flowlogd_`, base units, `_total` of what only grows); labels have
+//! few values, and a family that meets more of them than it may counts the rest under `other`.
+//! Not here: what a kind of number is (`metric.rs`).
+
+use crate::pipeline::Stats;
+use crate::sink::SinkStats;
+
+use super::metric::{Counter, Family, Family2, Gauge, Histogram, metrics};
+
+metrics! {
+    /// Every metric of the agent.
+    pub struct Metrics;
+
+    /// Connections that a source has shown.
+    connections_seen: Gauge(Counter) = "flowlogd_connections_seen_total";
+    /// Connections open now.
+    connections_open: Gauge(Gauge) = "flowlogd_connections_open";
+    /// Bytes of connections and drops without a local end, which make no line.
+    not_local: Gauge(Counter) = "flowlogd_not_local_bytes_total";
+    /// Bytes that conntrack counted of connections for which their drops speak.
+    superseded: Gauge(Counter) = "flowlogd_superseded_bytes_total";
+    /// Flows folded into an overflow record because the window had no more records; their counters are in its line.
+    window_overflow: Gauge(Counter) = "flowlogd_window_overflow_flows_total";
+    /// Bytes of filter drops that went to their line at once because the table of denied flows was full.
+    denied_overflow: Gauge(Counter) = "flowlogd_denied_overflow_bytes_total";
+    /// Connections that never were confirmed, without a filter's drop, which make no line.
+    unconfirmed_other: Gauge(Counter) = "flowlogd_connections_unconfirmed_total";
+    /// What the kernel's side counted, by event: left out as of another network namespace, found a map full, and so on.
+    kernel_events: Family(Counter) = "flowlogd_kernel_events_total" ["event"];
+    /// Packets dropped by a filter.
+    filter_drop_packets: Family(Counter) = "flowlogd_filter_drop_packets_total" ["reason"];
+    /// Packets dropped for another reason than a filter, which make no line.
+    other_drop_packets: Family(Counter) = "flowlogd_other_drop_packets_total" ["reason"];
+    /// Observations that a stage is known to have lost.
+    lost_events: Family(Counter) = "flowlogd_lost_events_total" ["stage"];
+    /// Lines by action.
+    lines: Family(Counter) = "flowlogd_lines_total" ["action"];
+    /// Windows flushed.
+    flushes: Counter(Counter) = "flowlogd_flushes_total";
+    /// Time in which a window is closed: from the last counters read to the records made.
+    flush_duration: Histogram(Histogram) = "flowlogd_flush_duration_seconds";
+    /// Time of one look at all connections of the kernel's table or map.
+    sweep_duration: Histogram(Histogram) = "flowlogd_sweep_duration_seconds";
+    /// 1, with the version of this program and what it was built for.
+    build_info: Family2(Gauge) = "flowlogd_build_info" ["version", "arch"];
+    /// Times that the clock went backwards.
+    clock_steps_back: Counter(Counter) = "flowlogd_clock_steps_back_total";
+    /// Objects of the cluster that could not be used.
+    cluster_objects_refused: Family(Counter) = "flowlogd_cluster_objects_refused_total" ["kind"];
+    /// Configuration values that were not allowed, by layer.
+    bad_configuration_values: Family(Counter) = "flowlogd_bad_configuration_values_total" ["layer"];
+    /// Checkpoints that were refused at the start.
+    checkpoints_refused: Counter(Counter) = "flowlogd_checkpoints_refused_total";
+    /// Windows written to the file.
+    sink_written_windows: Gauge(Counter) = "flowlogd_sink_written_windows_total";
+    /// Records written to the file.
+    sink_written_records: Gauge(Counter) = "flowlogd_sink_written_records_total";
+    /// Bytes written to the file.
+    sink_written_bytes: Gauge(Counter) = "flowlogd_sink_written_bytes_total";
+    /// Rotations of the file.
+    sink_rotations: Gauge(Counter) = "flowlogd_sink_rotations_total";
+    /// Windows of which records were dropped because the file could not be written and the buffer was full.
+    sink_dropped_windows: Gauge(Counter) = "flowlogd_sink_dropped_windows_total";
+    /// Records dropped so.
+    sink_dropped_records: Gauge(Counter) = "flowlogd_sink_dropped_records_total";
+    /// Bytes dropped so.
+    sink_dropped_bytes: Gauge(Counter) = "flowlogd_sink_dropped_bytes_total";
+    /// Records waiting in memory for the file.
+    sink_buffered_records: Gauge(Gauge) = "flowlogd_sink_buffered_records";
+    /// Bytes waiting in memory for the file.
+    sink_buffered_bytes: Gauge(Gauge) = "flowlogd_sink_buffered_bytes";
+    /// Times that writing the file began to fail.
+    sink_faults: Gauge(Counter) = "flowlogd_sink_faults_total";
+    /// 1 while the file cannot be written.
+    sink_failing: Gauge(Gauge) = "flowlogd_sink_failing";
+    /// Lines taken out that a killed writer had left torn.
+    sink_torn_lines: Gauge(Counter) = "flowlogd_sink_torn_lines_total";
+}
+
+impl Metrics {
+    /// What does not change while the process runs.
+    pub fn set_build(&self) {
+        self.build_info.set_to([env!("CARGO_PKG_VERSION"), std::env::consts::ARCH], 1);
+    }
+
+    /// Takes over what the pipeline counts itself.
+    pub fn set_pipeline(&self, stats: &Stats, open: u64) {
+        self.connections_seen.set(stats.connections_started + stats.connections_adopted);
+        self.connections_open.set(open);
+        self.not_local.set(stats.not_local.bytes.saturating_add(stats.not_local_denied.bytes));
+        self.superseded.set(stats.superseded.bytes);
+        self.window_overflow.set(stats.window_overflow);
+        self.denied_overflow.set(stats.denied_overflow.bytes);
+        self.unconfirmed_other.set(stats.unconfirmed_other);
+    }
+
+    /// Takes over what the file sink counts itself.
+    pub fn set_sink(&self, stats: &SinkStats) {
+        self.sink_written_windows.set(stats.written_windows);
+        self.sink_written_records.set(stats.written_records);
+        self.sink_written_bytes.set(stats.written_bytes);
+        self.sink_rotations.set(stats.rotations);
+        self.sink_dropped_windows.set(stats.dropped_windows);
+        self.sink_dropped_records.set(stats.dropped_records);
+        self.sink_dropped_bytes.set(stats.dropped_bytes);
+        self.sink_buffered_records.set(stats.buffered_records);
+        self.sink_buffered_bytes.set(stats.buffered_bytes);
+        self.sink_faults.set(stats.faults);
+        self.sink_failing.set(u64::from(stats.failing));
+        self.sink_torn_lines.set(stats.torn_lines);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::{MetricKind, Value};
+
+    #[test]
+    fn names_are_unique_and_of_their_kind() {
+        let mut seen = std::collections::BTreeSet::new();
+        for description in Metrics::DESCRIPTIONS {
+            assert!(seen.insert(description.name), "{description:?}");
+            assert!(description.name.starts_with("flowlogd_"));
+            assert_eq!(
+                description.name.ends_with("_total"),
+                description.kind == MetricKind::Counter,
+                "{description:?}"
+            );
+            assert!(description.help.ends_with('.') && !description.help.starts_with(' '), "{description:?}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_has_every_metric_in_the_order_of_the_list() {
+        let metrics = Metrics::default();
+        metrics.lines.add("allow", 2);
+        metrics.lines.add("deny", 3);
+        metrics.lines.add("allow", 5);
+        let snapshot = metrics.snapshot();
+        let names: Vec<&str> = snapshot.iter().map(|metric| metric.description.name).collect();
+        let described: Vec<&str> = Metrics::DESCRIPTIONS.iter().map(|description| description.name).collect();
+        assert_eq!(names, described);
+        let lines = snapshot.iter().find(|metric| metric.description.name == "flowlogd_lines_total").unwrap();
+        assert_eq!(lines.description.labels, ["action"]);
+        assert_eq!(lines.series.len(), 2);
+        assert_eq!(lines.series[0].labels, ["allow".into()]);
+        assert_eq!(lines.series[0].value, Value::Whole(7));
+    }
+}
