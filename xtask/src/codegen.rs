@@ -1,7 +1,8 @@
 //! `cargo xtask codegen`: files that are made from the code and tracked.
 //!
 //! In: the types of the `flowlogd` library. Out: `deploy/flow-log.schema.json`, `deploy/reference.md`,
-//! `deploy/metrics.md`. What always holds: the same code gives the same bytes, so `--check` can compare, as the library's own tests do. Deliberately not here: what the files
+//! `deploy/metrics.md`, the CustomResourceDefinition in `deploy/base/`. What always holds: the same code gives the
+//! same bytes, so `--check` can compare, as the library's own tests do. Deliberately not here: what the files
 //! say; each comes from one function of the library.
 
 use std::fs;
@@ -9,6 +10,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+
+const CRD: &str = "deploy/base/flowlogconfigurations.flowlogd.dev.yaml";
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -22,6 +25,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut is_good = settle("deploy/flow-log.schema.json", &schema, arguments.check)?;
     is_good &= settle("deploy/reference.md", &reference(), arguments.check)?;
     is_good &= settle("deploy/metrics.md", &metrics(), arguments.check)?;
+    is_good &= settle(CRD, &flowlogd::config::crd_yaml(), arguments.check)?;
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

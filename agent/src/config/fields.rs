@@ -116,6 +116,8 @@ const LEVEL: Limits = Limits::Integer(0, 3);
 const PORT: Limits = Limits::Integer(0, 65_535);
 const FILES: Limits = Limits::Integer(1, 1_000);
 const MEGABYTES: Limits = Limits::Integer(1, 1_000_000);
+/// What 32 bits hold.
+const WORD: Limits = Limits::Integer(0, 4_294_967_295);
 const CAP: Limits = Limits::Integer(0, 10_000);
 const INTERVAL: Limits = Limits::Duration(Duration::from_millis(100), Duration::from_secs(24 * 3600));
 const ANY_SPAN: Limits = Limits::Duration(Duration::ZERO, Duration::from_secs(365 * 24 * 3600));
@@ -239,7 +241,7 @@ fields! {
     /// Write labels into the DNS log.
     dns_logs_file_include_labels "dnsLogsFileIncludeLabels": bool = true, Live;
     /// Most lines of a flush of the DNS log; 0: no limit.
-    dns_logs_file_per_node_limit "dnsLogsFilePerNodeLimit": u32 = 0, Live;
+    dns_logs_file_per_node_limit "dnsLogsFilePerNodeLimit": u32 = 0, Live, WORD;
     /// Time between two flushes of the DNS log.
     dns_logs_flush_interval "dnsLogsFlushInterval": Duration = Duration::from_secs(300), Live, INTERVAL;
     /// Measure the latency of DNS answers.
@@ -264,11 +266,11 @@ fields! {
     /// Felix's. The agent uses no packet queue.
     dns_policy_nfqueue_id "dnsPolicyNfqueueID": u16 = 100, NoEffect, PORT;
     /// Felix's. The agent uses no packet queue.
-    dns_policy_nfqueue_size "dnsPolicyNfqueueSize": u32 = 255, NoEffect;
+    dns_policy_nfqueue_size "dnsPolicyNfqueueSize": u32 = 255, NoEffect, WORD;
     /// Felix's. The agent uses no packet queue.
     dns_packets_nfqueue_id "dnsPacketsNfqueueID": u16 = 101, NoEffect, PORT;
     /// Felix's. The agent uses no packet queue.
-    dns_packets_nfqueue_size "dnsPacketsNfqueueSize": u32 = 100, NoEffect;
+    dns_packets_nfqueue_size "dnsPacketsNfqueueSize": u32 = 100, NoEffect, WORD;
     /// Felix's. The agent holds no packet.
     dns_packets_nfqueue_max_hold_duration "dnsPacketsNfqueueMaxHoldDuration": Milliseconds = Milliseconds(Duration::from_secs(3)), NoEffect, ANY_SPAN;
 }

@@ -5,16 +5,23 @@
 //! Always: every value is within its bounds, and remembers the layer it came from.
 //! Not here: the cluster's layers (the watch room fetches those objects; their places in [`Layer`] exist).
 
+mod crd;
 mod fields;
 mod load;
 mod resolve;
+mod resource;
 #[cfg(test)]
 mod tests;
 mod value;
 
+pub use crd::{crd, crd_yaml};
 pub use fields::{Change, Config, FIELDS, Field, markdown_table, show_plain};
 pub use load::{Given, LoadError, environment_layer, file_layer, flag_layer, load, parse_file, raw_layers};
 pub use resolve::{BadValue, Layer, Origin, RawEntry, RawLayer, Resolved, nearest, resolve};
+pub use resource::{
+    ACCEPTED, Condition, FELIX_ACCEPTED, GROUP, IN_FORCE, KIND, Owner, PLURAL, Resource, ResourceRef,
+    accepted, in_force,
+};
 pub use value::{
     ClientAuth, DnsPolicyMode, FileFormat, FileMode, IdleFlows, Kind, Limits, Milliseconds, Notation,
     PolicyEvaluationMode, PolicyNameStyle, PolicyScope, PrivateNetworks, Setting, SourceKind, Switch,
