@@ -1,10 +1,11 @@
 //! The agent on a node.
 //!
 //! One thread owns source, pipeline and window; a second one encodes and writes lines, so that a slow disk never
-//! holds up the kernel's records. In: resolved configuration, a stop flag. Out: lines in the file or on stdout, and
+//! holds up the kernel's records; a third runs the asynchronous tasks (`tasks.rs`), which publish the world. In: resolved configuration, a stop flag. Out: lines in the file or on stdout, and
 //! on a clean stop a checkpoint. Always: what sources told before the stop is in the last window (open connections
 //! are not completed); a window that the writer cannot take is counted, never waited for.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use thiserror::Error;
 use tracing::{debug, info, warn};
 
@@ -26,14 +28,17 @@ use crate::source::bypass;
 use crate::source::probe::State;
 use crate::source::{NodeSources, Observed, SourcesError};
 use crate::telemetry::{Metric, Metrics, Series, Value};
-use crate::watch::{self, ManifestError};
+use crate::watch::{self, ConnectError, ManifestError};
 use crate::wire::flow_log::{LineFormat, encode_all};
 
 use super::replay::nodes_there;
-use super::{Clock, line_format, settings};
+use super::{Clock, Tasks, line_format, settings};
 
 /// How long the source may wait for the kernel before the loop looks at the time and the stop flag.
 const POLL: Duration = Duration::from_millis(100);
+
+/// How long tasks may take to end.
+const TASKS_END: Duration = Duration::from_secs(2);
 
 /// Windows that may wait for the writer.
 const WINDOWS_AHEAD: usize = 4;
@@ -45,8 +50,10 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct DaemonOptions {
     pub config: Config,
     pub node: Arc<str>,
-    /// Manifests instead of an API server; empty: no cluster at all.
+    /// Manifests instead of an API server.
     pub cluster: Vec<PathBuf>,
+    /// Where the API server is, if no manifests are given; else see [`watch::locate`].
+    pub kubeconfig: Option<PathBuf>,
     /// Lines go to stdout instead of the file.
     pub stdout: bool,
 }
@@ -55,6 +62,8 @@ pub struct DaemonOptions {
 pub enum RunError {
     #[error(transparent)]
     Cluster(#[from] ManifestError),
+    #[error(transparent)]
+    Server(#[from] ConnectError),
     #[error(transparent)]
     Sources(#[from] SourcesError),
     #[error(transparent)]
@@ -75,8 +84,10 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     metrics.set_build();
     let config = &options.config;
     let mut clock = Clock::start();
-    let world = load_world(options)?;
-    let has_cluster = !world.cluster.is_empty();
+    // The place where asynchronous tasks are spawned is below, when everything that they share is there.
+    let tasks = Tasks::start().map_err(RunError::Thread)?;
+    let origin = Origin::of(options);
+    let world = Arc::new(ArcSwap::from_pointee(load_world(options)?.snapshot()));
 
     // The lock comes first: a second agent must not even read the checkpoint.
     let mut output = Output::open(options, metrics.clone(), clock.now())?;
@@ -97,22 +108,22 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     if let Some(checkpoint) = checkpoint {
         pipeline.restore(checkpoint.entries);
     }
-    let snapshot = world.snapshot();
-    let step = |pipeline: &mut Pipeline, observed: Observed| {
+    let step = |pipeline: &mut Pipeline, world: &mut Batch<'_>, observed: Observed| {
         match &observed.observation {
             Observation::Lost { stage, events } => metrics.lost_events.add(stage, *events),
             Observation::Drop(drop) => metrics.filter_drop_packets.add(&drop.reason, drop.packets),
             _ => {}
         }
-        pipeline.step(Input::Observation(&observed.observation), observed.at, &snapshot);
+        pipeline.step(Input::Observation(&observed.observation), observed.at, world.snapshot());
     };
-    sources.adopt(&mut |observed| step(&mut pipeline, observed));
+    let mut batch = Batch::of(&world);
+    sources.adopt(&mut |observed| step(&mut pipeline, &mut batch, observed));
     // Said only now: from here on nothing is taken for older than the agent.
     info!(
         source = sources.name(),
         drops = sources.drops_state(),
         node = %options.node,
-        cluster = has_cluster,
+        cluster = %origin,
         interval = ?config.flow_logs_flush_interval,
         "flowlogd observes this node"
     );
@@ -129,19 +140,23 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         let stopping = stop.load(Ordering::Relaxed) || writer.is_done();
         let due = next_flush.saturating_duration_since(Instant::now());
         if !stopping && !due.is_zero() {
-            sources.poll(POLL.min(due), &mut |observed| step(&mut pipeline, observed));
+            let mut batch = Batch::of(&world);
+            sources.poll(POLL.min(due), &mut |observed| step(&mut pipeline, &mut batch, observed));
             continue;
         }
         let began = Instant::now();
-        sources.sweep(&mut |observed| step(&mut pipeline, observed));
+        let mut batch = Batch::of(&world);
+        sources.sweep(&mut |observed| step(&mut pipeline, &mut batch, observed));
         metrics.sweep_duration.observe(began.elapsed());
+        let snapshot = world.load_full();
         close_window(&mut pipeline, &mut sources, &writer, metrics, clock.now(), &snapshot, stopping);
         if stopping {
             // What ended while that window was closed: nothing that the kernel has told is lost by the stop.
             let mut more = false;
+            let mut batch = Batch::of(&world);
             sources.poll(Duration::ZERO, &mut |observed| {
                 more = true;
-                step(&mut pipeline, observed);
+                step(&mut pipeline, &mut batch, observed);
             });
             if more {
                 close_window(&mut pipeline, &mut sources, &writer, metrics, clock.now(), &snapshot, true);
@@ -154,9 +169,55 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         debug!(stage, events, "counted by the kernel side");
     }
     drop(sources);
+    if !tasks.stop(TASKS_END) {
+        debug!("some tasks had not ended in time");
+    }
     tell_totals(metrics);
     let entries: Vec<CheckpointEntry> = pipeline.checkpoint().collect();
     writer.finish(&entries, clock.now())
+}
+
+/// One batch of observations: the world is loaded once, when the first of them comes.
+struct Batch<'a> {
+    world: &'a ArcSwap<Snapshot>,
+    loaded: Option<Arc<Snapshot>>,
+}
+
+impl<'a> Batch<'a> {
+    fn of(world: &'a ArcSwap<Snapshot>) -> Self {
+        Self { world, loaded: None }
+    }
+
+    fn snapshot(&mut self) -> &Snapshot {
+        self.loaded.get_or_insert_with(|| self.world.load_full())
+    }
+}
+
+/// Where the world comes from.
+enum Origin {
+    Manifests,
+    Server(watch::Server),
+    /// No cluster at all: ends are named by their addresses.
+    Nowhere,
+}
+
+impl Origin {
+    fn of(options: &DaemonOptions) -> Self {
+        if !options.cluster.is_empty() {
+            return Self::Manifests;
+        }
+        watch::locate(options.kubeconfig.as_deref()).map_or(Self::Nowhere, Self::Server)
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Manifests => f.write_str("manifests"),
+            Self::Server(server) => server.fmt(f),
+            Self::Nowhere => f.write_str("none"),
+        }
+    }
 }
 
 /// Flushes the pipeline, hands the window to the writer and takes over the counts.

@@ -1,6 +1,7 @@
 //! The one place where stages meet: sources, pipeline, sinks.
 //!
-//! `daemon.rs` is the agent on a node, `replay.rs` the same pipeline over a recording, `record.rs` writes one.
+//! `daemon.rs` is the agent on a node, `replay.rs` the same pipeline over a recording, `record.rs` writes one;
+//! `tasks.rs` is where everything asynchronous runs.
 //! In: resolved configuration. Out: lines. Always: what sources told is stepped, in order, into one pipeline, and
 //! what a flush yields goes to one sink; the order of shutdown is sources, pipeline, sink.
 
@@ -9,9 +10,11 @@ mod daemon;
 mod record;
 mod replay;
 mod settings;
+mod tasks;
 
 pub use clock::Clock;
 pub use daemon::{DaemonOptions, RunError, run};
 pub use record::{RecordError, record};
 pub use replay::{Flushing, Replay, ReplayError, ReplaySummary};
 pub use settings::{line_format, settings};
+pub use tasks::Tasks;

@@ -9,7 +9,7 @@ use std::io;
 
 use crate::config::LoadError;
 use crate::sink::SinkError;
-use crate::watch::ManifestError;
+use crate::watch::{ConnectError, ManifestError};
 
 /// Numbers of sysexits.h, where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,14 @@ pub fn of_manifests(error: &ManifestError) -> Exit {
     match error {
         ManifestError::NotFound { .. } | ManifestError::Unreadable { .. } => Exit::NotFound,
         ManifestError::Malformed { .. } => Exit::Malformed,
+    }
+}
+
+/// What a kubeconfig that cannot be used means.
+pub fn of_server(error: &ConnectError) -> Exit {
+    match error {
+        ConnectError::NotFound { .. } => Exit::NotFound,
+        ConnectError::Malformed { .. } => Exit::Malformed,
     }
 }
 

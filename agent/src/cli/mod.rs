@@ -46,6 +46,9 @@ pub struct Global {
     /// Manifests (YAML or JSON, files or directories) that tell of the cluster, instead of an API server
     #[arg(long, global = true, num_args = 1.., value_name = "PATH")]
     pub cluster: Vec<PathBuf>,
+    /// Where the API server is [default: KUBECONFIG, or the service account of the pod]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub kubeconfig: Option<PathBuf>,
     /// Configuration file: a YAML map of fields, or a FlowLogConfiguration object
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,

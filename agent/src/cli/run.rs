@@ -43,6 +43,7 @@ pub fn run(global: &Global, resolved: &Resolved, args: &RunArgs) -> anyhow::Resu
         config: resolved.config.clone(),
         node: global.node_name().into(),
         cluster: global.cluster.clone(),
+        kubeconfig: global.kubeconfig.clone(),
         stdout: args.output == Output::Stdout,
     };
     let metrics = Arc::new(Metrics::default());
@@ -50,6 +51,7 @@ pub fn run(global: &Global, resolved: &Resolved, args: &RunArgs) -> anyhow::Resu
     match app::run(&options, &metrics, &stop) {
         Ok(()) => Ok(Exit::Ok.code()),
         Err(RunError::Cluster(error)) => Err(Failure::new(super::exit::of_manifests(&error), error).into()),
+        Err(RunError::Server(error)) => Err(Failure::new(super::exit::of_server(&error), error).into()),
         Err(error @ (RunError::Sources(_) | RunError::Thread(_))) => {
             Err(Failure::new(Exit::Unavailable, error).into())
         }
