@@ -290,6 +290,7 @@ mod tests {
                 uid: None,
                 created: None,
                 is_bare_node: false,
+                policed: Default::default(),
             })
         };
         let (source, dest) = (end("web-1"), end("web-2"));

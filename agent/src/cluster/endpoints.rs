@@ -87,6 +87,12 @@ impl Owners {
         held.or_else(recent).or_else(next).map(|i| &i.endpoint)
     }
 
+    /// All that hold `ip` now.
+    pub fn holders(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let intervals = self.by_ip.get(&ip).map_or(&[][..], |intervals| intervals);
+        intervals.iter().filter(|i| i.until.is_none()).map(|i| &i.endpoint)
+    }
+
     /// `endpoint` owns `ip` from `from` on.
     pub fn open(&mut self, ip: IpAddr, endpoint: &Arc<Endpoint>, wildcard: bool, from: Timestamp) {
         self.observations += 1;

@@ -12,6 +12,7 @@ mod endpoints;
 mod networks;
 mod nodes;
 mod objects;
+mod policed;
 mod services;
 mod write;
 
@@ -24,10 +25,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+pub use crate::model::NamedPort;
 pub use endpoints::GRACE;
 pub use objects::{
-    EndpointGroup, EndpointPort, HostEndpoint, NamedPort, Namespace, NetworkSet, Node, Object, ObjectKind,
-    ObjectName, ObjectRef, Pod, Service, ServiceAccount, ServiceEndpoints, ServicePort,
+    EndpointGroup, EndpointPort, HostEndpoint, Namespace, NetworkSet, Node, Object, ObjectKind, ObjectName,
+    ObjectRef, Pod, Service, ServiceAccount, ServiceEndpoints, ServicePort,
 };
 
 use crate::model::{Endpoint, EndpointKind, Labels, Proto, ServiceName, Timestamp, canonical};
@@ -48,8 +50,6 @@ pub struct KnownPod {
     pub ips: Arc<[IpAddr]>,
     pub host_network: bool,
     pub finished: bool,
-    pub service_account: Option<Arc<str>>,
-    pub ports: Arc<[NamedPort]>,
 }
 
 /// A host endpoint as it is kept.
@@ -74,6 +74,10 @@ pub struct Cluster {
     node: Arc<str>,
     version: u64,
     labels_epoch: u64,
+    /// Counts changes of what endpoints inherit: labels of namespaces and service accounts.
+    inherited_epoch: u64,
+    /// Counts changes of what stands behind services.
+    backends_epoch: u64,
     /// An object was applied once.
     inhabited: bool,
     owners: Owners,
@@ -90,7 +94,7 @@ pub struct Cluster {
     host_endpoints_of: Map<Arc<str>, imbl::OrdSet<Arc<str>>>,
     sets: Map<ObjectName, Arc<KnownSet>>,
     known_services: Map<ObjectName, Arc<Service>>,
-    // Policy will ask for these; naming does not.
+    // Policy asks for these; naming does not.
     namespaces: Map<Arc<str>, Labels>,
     service_accounts: Map<ObjectName, Labels>,
     slices: Map<ObjectName, Arc<ServiceEndpoints>>,
@@ -105,6 +109,8 @@ impl Cluster {
             node,
             version: 0,
             labels_epoch: 0,
+            inherited_epoch: 0,
+            backends_epoch: 0,
             inhabited: false,
             owners: Owners::default(),
             services: Services::default(),

@@ -5,7 +5,7 @@
 //! then the other namespaces); in a category the longest prefix wins; of equal ones the smallest key
 //! (`namespace/name`, or `name`), in byte order (calico-facts 2.8).
 //! The tries are behind `Arc`s: a clone of the cluster shares them, and the first change after a clone copies one.
-//! Sets that hold an address without naming it (policy wants all of them) are deliberately not asked for here.
+//! Policy asks for every set that holds an address, whether it names it or not.
 
 use std::cmp::Ordering;
 use std::net::IpAddr;
@@ -37,6 +37,14 @@ impl Networks {
             }
         }
         best.own.or(best.global).or(best.other)
+    }
+
+    /// Every set that holds `ip`, once for each of its prefixes that do.
+    pub fn each(&self, ip: IpAddr, found: &mut impl FnMut(&Arc<Endpoint>)) {
+        match ip {
+            IpAddr::V4(ip) => self.v4.cover_values(&Ipv4Net::from(ip)).flat_map(|h| h.iter()).for_each(found),
+            IpAddr::V6(ip) => self.v6.cover_values(&Ipv6Net::from(ip)).flat_map(|h| h.iter()).for_each(found),
+        }
     }
 
     pub fn insert(&mut self, net: IpNet, set: &Arc<Endpoint>) {

@@ -39,6 +39,7 @@ impl Nodes {
                 uid: None,
                 created: None,
                 is_bare_node: true,
+                policed: Default::default(),
             }),
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::model::{Labels, Proto, Timestamp};
+use crate::model::{Labels, NamedPort, Proto, Timestamp};
 
 /// The kinds of objects that a [`super::Cluster`] keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -172,14 +172,6 @@ pub struct Pod {
     pub created: Option<Timestamp>,
     /// `metadata.deletionTimestamp`: the pod is asked to go; it keeps its address until it is gone.
     pub deletion: Option<Timestamp>,
-}
-
-/// A port with a name, as policies refer to it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NamedPort {
-    pub name: Option<Arc<str>>,
-    pub proto: Proto,
-    pub port: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::{
     Cluster, HostEndpoint, KnownHostEndpoint, KnownPod, KnownSet, Map, NetworkSet, Node, Object, ObjectKind,
     ObjectName, ObjectRef, Pod, Service,
 };
-use crate::model::{Endpoint, EndpointKind, Labels, Timestamp};
+use crate::model::{Endpoint, EndpointKind, Labels, Policed, Timestamp};
 
 /// An endpoint and what it owns: one side of a change of ownership.
 #[derive(Clone, Copy)]
@@ -27,7 +27,7 @@ impl Cluster {
     /// Adds the object, or takes it in place of the one of the same kind and name.
     pub fn apply(&mut self, object: Object, at: Timestamp) {
         self.inhabited = true;
-        let name = object.object_name();
+        let (kind, name) = (object.kind(), object.object_name());
         let changed = match object {
             Object::Namespace(o) => replace(&mut self.namespaces, o.name, o.labels),
             Object::ServiceAccount(o) => replace(&mut self.service_accounts, name, o.labels),
@@ -39,7 +39,17 @@ impl Cluster {
             Object::NetworkSet(set) => self.apply_set(name, set),
             Object::HostEndpoint(hep) => self.apply_host_endpoint(hep, at),
         };
-        self.version += u64::from(changed);
+        self.count_change(kind, changed);
+    }
+
+    fn count_change(&mut self, kind: ObjectKind, changed: bool) {
+        let changed = u64::from(changed);
+        self.version += changed;
+        match kind {
+            ObjectKind::Namespace | ObjectKind::ServiceAccount => self.inherited_epoch += changed,
+            ObjectKind::EndpointSlice | ObjectKind::Endpoints => self.backends_epoch += changed,
+            _ => {}
+        }
     }
 
     /// Takes the object away; its addresses stay resolvable for [`super::GRACE`]. One that is not known, or has
@@ -81,7 +91,7 @@ impl Cluster {
                 _ => false,
             },
         };
-        self.version += u64::from(changed);
+        self.count_change(object.kind, changed);
     }
 
     /// These are all objects of the kind that there are: the swap at the end of a relist. Objects of other kinds
@@ -141,14 +151,17 @@ impl Cluster {
             uid: pod.uid,
             created: pod.created,
             is_bare_node: false,
+            policed: Policed {
+                service_account: pod.service_account,
+                ports: pod.ports.into(),
+                profiles: Arc::default(),
+            },
         };
         let new = Arc::new(KnownPod {
             endpoint: self.version_of(old.as_ref().map(|old| &old.endpoint), endpoint),
             ips: if owns { distinct(pod.ips) } else { Arc::default() },
             host_network: pod.host_network,
             finished: pod.finished,
-            service_account: pod.service_account,
-            ports: pod.ports.into(),
         });
         if old.as_ref() == Some(&new) {
             return false;
@@ -192,6 +205,7 @@ impl Cluster {
             uid: None,
             created: None,
             is_bare_node: false,
+            policed: Policed::default(),
         };
         let new = Arc::new(KnownSet {
             endpoint: self.version_of(old.as_ref().map(|old| &old.endpoint), endpoint),
@@ -239,6 +253,11 @@ impl Cluster {
             uid: hep.uid.clone(),
             created: hep.created,
             is_bare_node: false,
+            policed: Policed {
+                service_account: None,
+                ports: hep.ports.clone().into(),
+                profiles: hep.profiles.clone().into(),
+            },
         };
         let ips = if hep.expected_ips.is_empty() && hep.is_wildcard() {
             self.nodes.get(&hep.node).map(|node| node.addresses.clone()).unwrap_or_default()

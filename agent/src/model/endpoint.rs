@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Labels, Timestamp};
+use super::{Labels, Proto, Timestamp};
 
 /// The four types of Calico's `source_type` and `dest_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,6 +48,27 @@ pub struct Endpoint {
     pub created: Option<Timestamp>,
     /// Only [`EndpointKind::Hep`]: the node itself, without a HostEndpoint resource; it has empty policy traces.
     pub is_bare_node: bool,
+    /// What only policy asks for.
+    pub policed: Policed,
+}
+
+/// What policy must know of an endpoint besides its labels. A deleted pod keeps it for the flows that it leaves behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policed {
+    /// Of a pod.
+    pub service_account: Option<Arc<str>>,
+    /// Named ports.
+    pub ports: Arc<[NamedPort]>,
+    /// Of a HostEndpoint, in order; a pod's follow from its namespace and service account.
+    pub profiles: Arc<[Arc<str>]>,
+}
+
+/// A port with a name, as policies refer to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedPort {
+    pub name: Option<Arc<str>>,
+    pub proto: Proto,
+    pub port: u16,
 }
 
 impl Endpoint {

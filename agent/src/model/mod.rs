@@ -12,7 +12,7 @@ mod verdict;
 
 pub use checkpoint::CheckpointEntry;
 pub use counters::{Counters, Directional};
-pub use endpoint::{Endpoint, EndpointKind, ServiceName};
+pub use endpoint::{Endpoint, EndpointKind, NamedPort, Policed, ServiceName};
 pub use flow_log::{FlowEnd, FlowLog, FlowLogs, Policies, ProcessColumns, Reporter, TcpColumns};
 pub use labels::Labels;
 pub use observation::{

@@ -136,6 +136,10 @@ pub struct Evaluation {
     pub enforced: Trace,
     /// The enforced hits and the staged ones met on the way.
     pub all: Trace,
+    /// With staged policies counted as if enforced. Empty where a dataplane reported the rest.
+    pub pending: Trace,
+    /// What is enforced cannot be told: the cluster is not known yet, or a rule asks for what a flow does not tell.
+    pub unknown: bool,
 }
 
 impl Evaluation {
@@ -152,10 +156,10 @@ impl Evaluation {
         } else {
             Trace(hits.0.iter().filter(|hit| decides(hit)).cloned().collect())
         };
-        Self { enforced: all.enforced(), all }
+        Self { enforced: all.enforced(), all, pending: Trace::default(), unknown: false }
     }
 
     pub fn denies(&self) -> bool {
-        self.enforced.action() == Action::Deny
+        !self.unknown && self.enforced.action() == Action::Deny
     }
 }

@@ -29,6 +29,7 @@ impl PlainAddresses {
                 uid: None,
                 created: None,
                 is_bare_node: false,
+                policed: Default::default(),
             })
         };
         Self { public: end("pub"), private: end("pvt") }
