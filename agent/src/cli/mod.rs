@@ -138,6 +138,11 @@ pub fn main() -> ExitCode {
 fn dispatch(mut cli: Cli) -> anyhow::Result<u8> {
     telemetry::start_log(cli.global.log_level.as_deref()).map_err(Failure::usage)?;
     let resolved = resolve(&cli)?;
+    if matches!(cli.verb, Verb::Run(_) | Verb::Record(_))
+        && let Err(error) = crate::source::privilege::confine()
+    {
+        tracing::warn!(%error, "more privileges than needed are kept: the kernel refuses to lower them");
+    }
     match &mut cli.verb {
         Verb::Run(args) => run::run(&cli.global, &resolved, args),
         Verb::Replay(args) => replay::run(&cli.global, &resolved, args),

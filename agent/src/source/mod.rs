@@ -11,6 +11,7 @@ pub mod bypass;
 pub mod ebpf;
 pub mod netlink;
 mod node;
+pub mod privilege;
 pub mod probe;
 
 pub use node::{NodeSources, SourcesError};

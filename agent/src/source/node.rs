@@ -18,6 +18,7 @@ use super::Observed;
 use super::accounting::{ACCOUNTING_SYSCTL, ensure_accounting};
 use super::ebpf::{self, DropSource, EbpfOptions, EbpfSource};
 use super::netlink::{self, NetlinkOptions, NetlinkSource};
+use super::privilege;
 
 /// How often drops are taken out of the kernel's map: it has to hold what is dropped in between, and a denied flow
 /// ends by the time of its last drop.
@@ -61,6 +62,7 @@ impl NodeSources {
     /// # Errors
     /// The source that was asked for, or both, cannot work on this node; the message says why and what to do.
     pub fn open(config: &Config) -> Result<Self, SourcesError> {
+        let _raised = privilege::raise();
         let may_set_accounting = config.flow_logs_set_conntrack_accounting;
         let accounting_settled = tracks();
         ensure_accounting(may_set_accounting);
@@ -180,7 +182,11 @@ impl NodeSources {
             return;
         }
         self.next_attach = Instant::now() + RETRY_ATTACH;
-        match source.retry_attach() {
+        let attached = {
+            let _raised = privilege::raise();
+            source.retry_attach()
+        };
+        match attached {
             Ok(true) => {
                 info!("connection tracking is there now: its functions are probed");
                 self.adopt(step);

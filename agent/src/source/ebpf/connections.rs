@@ -12,6 +12,7 @@ use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError};
 use flowlogd_ebpf::{Connection, ConnectionRecord, MODE_ADOPT, MODE_OFF, MODE_OUTSIDE, SHARD_CAPACITY, Stat};
 
 use super::super::netlink::walk_table;
+use super::super::privilege;
 use super::Observed;
 use super::counts::{self, Counts};
 use super::kernel::{Kernel, has_symbol};
@@ -325,6 +326,7 @@ impl EbpfSource {
     }
 
     fn dump_in_mode(&mut self, mode: u32, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        let _raised = privilege::raise();
         // The programs know this thread by its number; it may not be the one that opened the source.
         if let Err(error) = load::identify(&mut self.bpf) {
             tracing::warn!("{error}");
@@ -371,6 +373,7 @@ impl EbpfSource {
     /// Tells of the next slice of the live connections; true while the sweep has more. Before the first slice come live
     /// connections that are missing from the map, after the last one ends that had found the ring full.
     pub fn sweep_shard(&mut self, out: &mut Vec<Observed>) -> Result<bool, SourceError> {
+        let _raised = privilege::raise();
         if self.next_shard == 0 {
             self.look_outside(out)?;
         }

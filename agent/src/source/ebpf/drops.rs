@@ -12,6 +12,7 @@ use aya::Ebpf;
 use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError};
 use flowlogd_ebpf::{DropCount, DropKey, REASON_SLOTS};
 
+use super::super::privilege;
 use super::counts::Counts;
 use super::kernel::{Kernel, Reasons};
 use super::load::{self, OpenError, Sizes, SourceError};
@@ -76,6 +77,7 @@ impl DropSource {
 
     /// Puts what was dropped since the last call behind `out`.
     pub fn collect(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        let _raised = privilege::raise();
         match self.generation.keys().next() {
             None => return Ok(()),
             Some(first) => first?,

@@ -101,6 +101,12 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 /// What the kernel said, cut to what a person can read: the verifier's log can have thousands of lines.
 fn refusal(program: &'static str, error: &ProgramError) -> OpenError {
     let reason = match error {
+        // No log: it was refused before the verifier looked at it.
+        ProgramError::LoadError { io_error, .. }
+            if io_error.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            format!("{io_error}; the agent needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN)")
+        }
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
             let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();

@@ -21,6 +21,7 @@ use rustix::net::{
     sendto, socket_with, sockopt,
 };
 
+use super::super::privilege;
 use super::parse::{MSG_GET, NFGENMSG_LEN, SUBSYSTEM_CTNETLINK};
 
 const NLMSG_NOOP: u16 = 1;
@@ -86,6 +87,7 @@ pub(super) struct EventSocket {
 impl EventSocket {
     /// Subscribes to NEW and DESTROY. The kernel's ENOBUFS report is left on: it is how a loss is noticed.
     pub fn subscribe(receive_buffer_bytes: usize) -> io::Result<Self> {
+        let _raised = privilege::raise();
         let fd = open()?;
         // Above net.core.rmem_max only CAP_NET_ADMIN may; without it the limit applies.
         if sockopt::set_socket_recv_buffer_size_force(&fd, receive_buffer_bytes).is_err() {
@@ -227,6 +229,8 @@ impl RequestSocket {
         header.set_message_type(u16::from_le_bytes([message, SUBSYSTEM_CTNETLINK]));
         header.set_flags(flags);
         header.set_sequence_number(self.sequence);
+        // The kernel asks for CAP_NET_ADMIN when it takes the request; what it answers is read without.
+        let _raised = privilege::raise();
         sendto(&self.fd, &request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
         Ok(())
     }
