@@ -26,6 +26,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     is_good &= settle("deploy/reference.md", &reference(), arguments.check)?;
     is_good &= settle("deploy/metrics.md", &metrics(), arguments.check)?;
     is_good &= settle(CRD, &flowlogd::config::crd_yaml(), arguments.check)?;
+    for (name, content) in crate::deploy::generated()? {
+        is_good &= settle(&name, &content, arguments.check)?;
+    }
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -49,7 +52,7 @@ fn metrics() -> String {
 }
 
 /// Writes a tracked file if it is not what the code gives, or only says so; false if it stays stale.
-fn settle(name: &str, content: &str, check: bool) -> anyhow::Result<bool> {
+pub fn settle(name: &str, content: &str, check: bool) -> anyhow::Result<bool> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
     // A file that cannot be read is one that has to be written, and writing tells why it cannot be.
     if fs::read_to_string(&path).is_ok_and(|tracked| tracked == content) {

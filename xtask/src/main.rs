@@ -1,11 +1,14 @@
 //! The project's own commands: `cargo xtask <verb>`, one file a verb.
 
+mod apiserver;
 mod bench;
 mod codegen;
 mod demo;
+mod deploy;
 mod ebpf;
 mod netns;
 mod packages;
+mod python;
 #[cfg(test)]
 mod rooms;
 mod test;
@@ -28,6 +31,8 @@ enum Verb {
     Bench(bench::Arguments),
     /// Write the files that are made from the code: the JSON schema of a line.
     Codegen(codegen::Arguments),
+    /// Write the manifests that are made from the chart, or check every way to install against a real API server.
+    Deploy(deploy::Arguments),
     /// Show the flow log of real traffic on a small node, beside the kernel's own counts (as root).
     Demo(demo::Arguments),
     /// Run everything that says whether the tree is good.
@@ -42,6 +47,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Codegen(arguments) => codegen::run(&arguments),
+        Verb::Deploy(arguments) => deploy::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Vm(arguments) => vm::run(&arguments),

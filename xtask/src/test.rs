@@ -60,6 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     });
     report.step("eBPF objects are those of the source", ebpf);
     report.step("generated files are those of the code", || xtask(&["codegen", "--check"]));
+    report.step("manifests of every way to install", deploy);
     report.step_with_counts("unit, property, scenario and rim tests", tests);
     report.step("benches run", || xtask(&["bench", "--quick"]));
     if arguments.no_demo {
@@ -173,6 +174,18 @@ fn ebpf() -> Result<Outcome> {
         ));
     }
     Ok(outcome(status, "ebpf --check"))
+}
+
+/// Without root there is no namespace for an API server, and without envtest no API server.
+fn deploy() -> Result<Outcome> {
+    if !is_root() {
+        return Ok(Outcome::Skipped("needs root: run cargo xtask test as root".to_owned()));
+    }
+    let status = Command::new(program()?).args(["deploy", "--check"]).status()?;
+    if status.code() == Some(crate::deploy::SERVER_MISSING.into()) {
+        return Ok(Outcome::Skipped("KUBEBUILDER_ASSETS names no API server (said above)".to_owned()));
+    }
+    Ok(outcome(status, "deploy --check"))
 }
 
 /// All tests of the workspace; what they say of themselves when they cannot run is collected.

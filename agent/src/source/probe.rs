@@ -13,7 +13,7 @@ use std::path::Path;
 
 use rustix::fs::{Access, access};
 
-use super::accounting::ACCOUNTING_SYSCTL;
+use super::accounting::{ACCOUNTING_SYSCTL, writable_sysctl};
 use super::bypass;
 use super::ebpf::{self, Attached, EbpfProbe, SweepBy};
 use super::netlink::{NetlinkOptions, NetlinkSource};
@@ -334,13 +334,13 @@ fn accounting(value: Option<String>, may_set: bool) -> Finding {
 }
 
 fn sysctls_writable() -> Finding {
-    match access(ACCOUNTING_SYSCTL, Access::WRITE_OK) {
-        Ok(()) => Finding::ok("/proc/sys/net", "writable"),
+    match writable_sysctl() {
+        Ok(path) => Finding::ok("/proc/sys/net", format!("writable: {path}")),
         Err(e) => Finding::not_ok(
             "/proc/sys/net",
             State::Warn,
-            format!("not writable: {}", io::Error::from(e)),
-            "the agent cannot switch on accounting: set net.netfilter.nf_conntrack_acct=1 on the node, or mount /proc/sys/net writable",
+            format!("not writable: {e}"),
+            "the agent cannot switch on accounting: set net.netfilter.nf_conntrack_acct=1 on the node, or mount the node's /proc/sys/net writable at /host/proc/sys/net",
         ),
     }
 }
