@@ -12,7 +12,7 @@
 //! ```text
 //! main -> cli -> { app, config, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
 //! app -> { aggregate, config, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
-//! telemetry -> { pipeline, sink }   source, sink -> { config, model }   watch -> { cluster, model, snapshot }
+//! telemetry -> { pipeline, sink }   source, sink -> { config, model }   watch -> { cluster, config, model, snapshot }
 //! pipeline -> { flow, snapshot, cluster, aggregate, model }   snapshot -> { cluster, model, policy }
 //! policy -> { cluster, model }   wire, aggregate, flow, cluster -> model   model -> std
 //! ```

@@ -2,15 +2,18 @@
 //!
 //! In: manifests (already in the cluster), then the recording's lines in order. Time is the lines' `at`; one that
 //! goes backwards is taken as the last one, and counted. Out: lines, written at each flush.
-//! Not here: files, exit codes, configuration layers.
+//! Configuration objects among the manifests and lines are layers; a change acts at the next flush, one before all
+//! traffic at once. Not here: files, exit codes, the layers below and above.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
+use tracing::warn;
 
-use crate::config::Config;
+use crate::config::{Config, Layers, Resource, ResourceRef};
 use crate::model::{FlowLogs, Timestamp};
 use crate::pipeline::{Input, Limits, Pipeline, Stats};
 use crate::snapshot::{Object, ObjectRef, Snapshot, World};
@@ -73,28 +76,31 @@ pub struct ReplaySummary {
 }
 
 /// What is replayed against.
-pub struct Replay<'a> {
-    pub config: &'a Config,
+pub struct Replay {
+    pub layers: Layers,
     pub world: World,
     pub flushing: Flushing,
     pub limits: Limits,
 }
 
-impl Replay<'_> {
+impl Replay {
     /// Reads to the end.
     ///
     /// # Errors
     /// The first line that is malformed; output that cannot be written; a cluster in which nothing names the node.
     pub fn run(self, input: impl BufRead, output: &mut impl Write) -> Result<ReplaySummary, ReplayError> {
-        let format = line_format(self.config, self.world.cluster.node());
-        let interval = self.config.flow_logs_flush_interval.max(Duration::from_millis(1));
-        let explicit = self.flushing == Flushing::Explicit;
+        let mut configured = Configured::new(self.layers);
+        let format = line_format(&configured.config, self.world.cluster.node());
         let mut world = Replayed::new(self.world);
         let mut lines = Lines { format, output, buffer: Vec::new(), summary: ReplaySummary::default() };
+        let explicit = self.flushing == Flushing::Explicit;
+        let begin =
+            |configured: &Configured, at| Pipeline::new(settings(&configured.config), self.limits, at);
         let mut pipeline: Option<Pipeline> = None;
         let mut last = Timestamp::MIN;
-        let mut next_flush = Timestamp::MIN;
+        let mut opened = Timestamp::MIN;
         let mut unflushed = false;
+        let mut observed = false;
 
         let mut reader = Reader::new(input);
         for line in &mut reader {
@@ -106,35 +112,38 @@ impl Replay<'_> {
             let now = at.max(last);
             last = now;
             let pipeline = pipeline.get_or_insert_with(|| {
-                next_flush = now.plus(interval);
-                Pipeline::new(settings(self.config), self.limits, now)
+                opened = now;
+                begin(&configured, now)
             });
-            while !explicit && now >= next_flush {
-                let logs = pipeline.step(Input::Flush, next_flush, world.snapshot());
-                lines.write(logs)?;
-                world.forget_before(next_flush);
+            while !explicit && now >= opened.plus(configured.interval()) {
+                let due = opened.plus(configured.interval());
+                lines.close_window(pipeline, due, &mut world, &mut configured)?;
+                opened = due;
                 unflushed = false;
-                if next_flush.plus(interval) == next_flush {
+                let interval = configured.interval();
+                let next = opened.plus(interval);
+                if next == opened {
                     return Err(ReplayError::EndOfTime { line: number });
                 }
-                next_flush = next_flush.plus(interval);
-                if pipeline.is_idle() {
+                if pipeline.is_idle() && now >= next {
                     // Nothing lives that could make a line: windows in between are empty.
-                    let gap = (now - next_flush).as_nanos() / interval.as_nanos();
+                    let gap = (now - next).as_nanos() / interval.as_nanos();
                     let skipped = interval.saturating_mul(u32::try_from(gap).unwrap_or(u32::MAX));
                     if !skipped.is_zero() {
-                        pipeline.step(Input::Flush, next_flush.plus(skipped - interval), world.snapshot());
-                        next_flush = next_flush.plus(skipped);
+                        opened = opened.plus(skipped);
+                        pipeline.step(Input::Flush, opened, world.snapshot());
                     }
                 }
             }
             unflushed |= line != Line::Flush;
             match line {
                 Line::Observation(observation) => {
+                    observed = true;
                     pipeline.step(Input::Observation(&observation), now, world.snapshot());
                 }
                 Line::Apply(object) => match decode(object) {
                     Ok(Decoded::Object(object)) => world.apply(object, now),
+                    Ok(Decoded::Configuration(resource)) => configured.apply(resource),
                     Ok(Decoded::Unused { .. }) => lines.summary.unused_objects += 1,
                     Err(error) => return Err(ReplayError::Object { line: number, error }),
                 },
@@ -142,23 +151,27 @@ impl Replay<'_> {
                     let key = serde_json::to_value(&key).unwrap_or_default();
                     match decode_ref(key) {
                         Ok(DecodedRef::Ref(object)) => world.delete(&object, now),
+                        Ok(DecodedRef::Configuration(resource)) => configured.delete(&resource),
                         Ok(DecodedRef::Unused { .. }) => lines.summary.unused_objects += 1,
                         Err(error) => return Err(ReplayError::Object { line: number, error }),
                     }
                 }
                 Line::Flush if explicit => {
-                    let logs = pipeline.step(Input::Flush, now, world.snapshot());
-                    lines.write(logs)?;
-                    world.forget_before(now);
+                    lines.close_window(pipeline, now, &mut world, &mut configured)?;
+                    opened = now;
                     unflushed = false;
                 }
                 Line::Flush => {}
             }
+            if !observed && configured.take_change() {
+                // What stands before all traffic is the state of the start, as manifests are.
+                lines.format = line_format(&configured.config, world.world.cluster.node());
+                *pipeline = begin(&configured, opened);
+            }
         }
         if let Some(pipeline) = &mut pipeline {
             if unflushed {
-                let logs = pipeline.step(Input::Flush, last, world.snapshot());
-                lines.write(logs)?;
+                lines.close_window(pipeline, last, &mut world, &mut configured)?;
             }
             lines.summary.stats = pipeline.stats().clone();
         }
@@ -214,6 +227,56 @@ impl Replayed {
     }
 }
 
+/// The configuration as the recording changes it.
+struct Configured {
+    layers: Layers,
+    /// What the open window is collected with.
+    config: Config,
+    changed: bool,
+    told: BTreeSet<String>,
+}
+
+impl Configured {
+    fn new(layers: Layers) -> Self {
+        let mut configured =
+            Self { layers, config: Config::default(), changed: false, told: BTreeSet::new() };
+        configured.config = configured.resolve();
+        configured
+    }
+
+    /// A bad value is told once; the next lower layer's holds.
+    fn resolve(&mut self) -> Config {
+        let (resolved, bad) = self.layers.resolve();
+        for bad in bad {
+            if self.told.insert(bad.to_string()) {
+                warn!(layer = bad.layer.name(), field = %bad.field, "{bad}; the next lower layer's value holds");
+            }
+        }
+        resolved.config
+    }
+
+    fn apply(&mut self, resource: Resource) {
+        self.changed |= self.layers.apply(resource);
+    }
+
+    fn delete(&mut self, resource: &ResourceRef) {
+        self.changed |= self.layers.delete(resource);
+    }
+
+    /// From here on the changed values are those of the windows.
+    fn take_change(&mut self) -> bool {
+        let changed = std::mem::take(&mut self.changed);
+        if changed {
+            self.config = self.resolve();
+        }
+        changed
+    }
+
+    fn interval(&self) -> Duration {
+        self.config.flow_logs_flush_interval.max(Duration::from_millis(1))
+    }
+}
+
 struct Lines<'a, W> {
     format: LineFormat,
     output: &'a mut W,
@@ -222,6 +285,27 @@ struct Lines<'a, W> {
 }
 
 impl<W: Write> Lines<'_, W> {
+    /// Closes the window as it was collected; what the configuration has become since acts on the next one.
+    fn close_window(
+        &mut self,
+        pipeline: &mut Pipeline,
+        at: Timestamp,
+        world: &mut Replayed,
+        configured: &mut Configured,
+    ) -> Result<(), ReplayError> {
+        let changed = configured.take_change();
+        if changed {
+            pipeline.reconfigure(settings(&configured.config));
+        }
+        let logs = pipeline.step(Input::Flush, at, world.snapshot());
+        self.write(logs)?;
+        world.forget_before(at);
+        if changed {
+            self.format = line_format(&configured.config, world.world.cluster.node());
+        }
+        Ok(())
+    }
+
     fn write(&mut self, logs: Option<FlowLogs>) -> Result<(), ReplayError> {
         let Some(logs) = logs else { return Ok(()) };
         self.summary.windows += 1;

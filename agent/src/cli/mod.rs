@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Given, Resolved};
+use crate::config::{Given, Layers, Resolved};
 use crate::sink::StdoutSink;
 use crate::telemetry;
 
@@ -137,7 +137,7 @@ pub fn main() -> ExitCode {
 
 fn dispatch(mut cli: Cli) -> anyhow::Result<u8> {
     telemetry::start_log(cli.global.log_level.as_deref()).map_err(Failure::usage)?;
-    let resolved = resolve(&cli)?;
+    let (layers, resolved) = resolve(&cli)?;
     if matches!(cli.verb, Verb::Run(_) | Verb::Record(_))
         && let Err(error) = crate::source::privilege::confine()
     {
@@ -145,21 +145,21 @@ fn dispatch(mut cli: Cli) -> anyhow::Result<u8> {
     }
     match &mut cli.verb {
         Verb::Run(args) => run::run(&cli.global, &resolved, args),
-        Verb::Replay(args) => replay::run(&cli.global, &resolved, args),
+        Verb::Replay(args) => replay::run(&cli.global, layers, args),
         Verb::Record(args) => record::run(&cli.global, &resolved, args),
         Verb::Check(args) => check::run(&resolved, args),
         Verb::Config(args) => config::run(&resolved, args),
     }
 }
 
-/// The configuration at first start: any bad value ends the process with 64.
-fn resolve(cli: &Cli) -> anyhow::Result<Resolved> {
+/// The configuration at first start: any bad value in file, environment or flags ends the process with 64.
+fn resolve(cli: &Cli) -> anyhow::Result<(Layers, Resolved)> {
     let given = cli.global.given(cli.verb.fields(), std::env::vars_os())?;
-    let resolved = crate::config::load(&given)?;
+    let (layers, resolved) = crate::config::load(&given, &cli.global.node_name())?;
     for (field, origin) in resolved.without_effect() {
         tracing::warn!(field = field.name, set_by = %origin.place, "this field has no effect:{}", field.doc);
     }
-    Ok(resolved)
+    Ok((layers, resolved))
 }
 
 /// To stdout; a broken pipe is no error, any other ends with 74.

@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use tracing::{info, warn};
 
 use crate::app::{Flushing, Replay, ReplayError};
-use crate::config::Resolved;
+use crate::config::Layers;
 use crate::model::Timestamp;
 use crate::pipeline::Limits;
 use crate::snapshot::World;
@@ -54,7 +54,7 @@ impl ReplayArgs {
     }
 }
 
-pub fn run(global: &Global, resolved: &Resolved, args: &mut ReplayArgs) -> anyhow::Result<u8> {
+pub fn run(global: &Global, mut layers: Layers, args: &mut ReplayArgs) -> anyhow::Result<u8> {
     let mut paths = global.cluster.clone();
     let recording = args.take_recording(&mut paths)?;
     let mut world = World::new(global.node_name().into());
@@ -64,13 +64,16 @@ pub fn run(global: &Global, resolved: &Resolved, args: &mut ReplayArgs) -> anyho
         for (kind, objects) in &manifests.unused {
             info!(%kind, objects, "objects of this kind are not used");
         }
+        for resource in manifests.configuration {
+            layers.apply(resource);
+        }
         world.inhabit();
         for object in manifests.objects {
             world.apply(object, Timestamp::MIN);
         }
     }
     let replay = Replay {
-        config: &resolved.config,
+        layers,
         world,
         flushing: match args.flush {
             Flush::Interval => Flushing::Interval,

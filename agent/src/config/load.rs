@@ -16,7 +16,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::fields::Field;
-use super::resolve::{BadValue, Layer, RawEntry, RawLayer, Resolved, resolve};
+use super::layers::Layers;
+use super::resolve::{BadValue, Layer, RawEntry, RawLayer, Resolved};
 use super::value::Notation;
 
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -49,13 +50,13 @@ pub struct Given {
 }
 
 /// File, environment and flags over the built-in values. At first start any bad value is an error.
-pub fn load(given: &Given) -> Result<Resolved, LoadError> {
-    let (resolved, bad) = resolve(raw_layers(given)?);
-    if bad.is_empty() { Ok(resolved) } else { Err(LoadError::BadValues(bad)) }
+pub fn load(given: &Given, node: &str) -> Result<(Layers, Resolved), LoadError> {
+    let layers = Layers::new(node, raw_layers(given)?);
+    let (resolved, bad) = layers.resolve();
+    if bad.is_empty() { Ok((layers, resolved)) } else { Err(LoadError::BadValues(bad)) }
 }
 
-/// The same layers for a later reload, where the caller adds the cluster's.
-pub fn raw_layers(given: &Given) -> Result<Vec<RawLayer>, LoadError> {
+fn raw_layers(given: &Given) -> Result<Vec<RawLayer>, LoadError> {
     let mut layers = Vec::new();
     if let Some(path) = &given.file {
         layers.push(file_layer(path)?);

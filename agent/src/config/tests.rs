@@ -343,7 +343,7 @@ fn flags_are_above_everything() {
         environment: vec![("FLOWLOGD_FLOWLOGSSOURCE".into(), "ebpf".into())],
         flags: vec![("flowLogsSource".into(), "netlink".into(), "--source".into())],
     };
-    let resolved = load(&given).unwrap();
+    let resolved = load(&given, "n1").unwrap().1;
     assert_eq!(resolved.config.flow_logs_source, SourceKind::Netlink);
     let origin = resolved.origin("flowLogsSource").unwrap();
     assert_eq!((origin.layer, origin.place.as_str()), (Layer::Flag, "flag --source"));

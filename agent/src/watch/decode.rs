@@ -17,6 +17,7 @@ use crate::cluster::{
     self, EndpointGroup, EndpointPort, HostEndpoint, NamedPort, Namespace, NetworkSet, Node, ObjectKind, Pod,
     Service, ServiceAccount, ServiceEndpoints, ServicePort,
 };
+use crate::config;
 use crate::model::{Labels, Proto};
 use crate::snapshot::{Object, ObjectRef};
 
@@ -30,6 +31,8 @@ const NAME_LIMIT: usize = 253;
 #[derive(Debug, PartialEq)]
 pub enum Decoded {
     Object(Object),
+    /// A layer of some agent's configuration.
+    Configuration(config::Resource),
     /// The agent does not use objects of this kind.
     Unused {
         kind: String,
@@ -39,6 +42,7 @@ pub enum Decoded {
 #[derive(Debug, PartialEq)]
 pub enum DecodedRef {
     Ref(ObjectRef),
+    Configuration(config::ResourceRef),
     /// The agent does not use objects of this kind.
     Unused {
         kind: String,
@@ -70,6 +74,9 @@ pub fn decode(value: Value) -> Result<Decoded, DecodeError> {
         });
     }
     let types: objects::TypeMeta = fields(&object, &value)?;
+    if let Some(owner) = config::Owner::of(&types.api_version, &types.kind) {
+        return configuration(owner, value).map_err(|error| DecodeError { object, ..error });
+    }
     let Some(kind) = kind_of(&types) else { return Ok(Decoded::Unused { kind: types.kind.to_string() }) };
     let decoded = match kind {
         ObjectKind::Namespace => fields(&object, value).and_then(namespace),
@@ -99,6 +106,10 @@ pub fn decode_ref(value: Value) -> Result<DecodedRef, DecodeError> {
         });
     }
     let reference: objects::Reference = fields(&object, value)?;
+    if let Some(owner) = config::Owner::of(&reference.api_version, &reference.kind) {
+        let name = checked(reference.name, "name").map_err(|error| DecodeError { object, ..error })?;
+        return Ok(DecodedRef::Configuration(config::ResourceRef { owner, name: name.to_string() }));
+    }
     let types = objects::TypeMeta { api_version: reference.api_version, kind: reference.kind };
     let Some(kind) = kind_of(&types) else { return Ok(DecodedRef::Unused { kind: types.kind.to_string() }) };
     let named = |error: DecodeError| DecodeError { object: object.clone(), ..error };
@@ -154,6 +165,13 @@ where
         field: error.path().to_string(),
         problem: error.inner().to_string(),
     })
+}
+
+/// Whether its values are allowed is not asked here: a bad one costs its field, never the object.
+fn configuration(owner: config::Owner, mut value: Value) -> Result<Decoded, DecodeError> {
+    let resource = config::Resource::read(owner, &mut value).map_err(|problem| invalid("spec", problem))?;
+    checked(resource.reference.name.as_str().into(), "metadata.name")?;
+    Ok(Decoded::Configuration(resource))
 }
 
 /// The object's own name is filled in by the caller.

@@ -11,6 +11,7 @@ fn object(value: Value) -> cluster::Object {
     match decode(value).unwrap() {
         Decoded::Object(snapshot::Object::Cluster(object)) => object,
         Decoded::Object(other) => panic!("{other:?}"),
+        Decoded::Configuration(resource) => panic!("{resource:?} is configuration"),
         Decoded::Unused { kind } => panic!("{kind} is used"),
     }
 }
@@ -421,4 +422,38 @@ fn hostile() -> impl proptest::strategy::Strategy<Value = Value> {
                 .into()),
         ]
     })
+}
+
+#[test]
+fn configuration_objects_are_layers_not_objects() {
+    let read = |api_version: &str, kind: &str| {
+        decode(json!({
+            "apiVersion": api_version, "kind": kind,
+            "metadata": {"name": "node.n1", "generation": 3},
+            "spec": {"flowLogsFlushInterval": "soon"},
+        }))
+    };
+    for (api_version, kind, owner) in [
+        ("flowlogd.dev/v1", "FlowLogConfiguration", config::Owner::Ours),
+        ("crd.projectcalico.org/v1", "FelixConfiguration", config::Owner::Felix),
+        ("projectcalico.org/v3", "FelixConfiguration", config::Owner::Felix),
+    ] {
+        let Ok(Decoded::Configuration(resource)) = read(api_version, kind) else { panic!("{kind}") };
+        assert_eq!(resource.reference, config::ResourceRef { owner, name: "node.n1".into() });
+        assert_eq!((resource.generation, resource.spec.len()), (3, 1));
+        let reference = json!({"apiVersion": api_version, "kind": kind, "name": "node.n1"});
+        assert_eq!(decode_ref(reference), Ok(DecodedRef::Configuration(resource.reference)));
+    }
+    let error = decode(json!({
+        "apiVersion": "flowlogd.dev/v1", "kind": "FlowLogConfiguration",
+        "metadata": {"name": "default"}, "spec": [1],
+    }));
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "FlowLogConfiguration default: field `spec`: is not a map of fields"
+    );
+    let error =
+        decode(json!({"apiVersion": "flowlogd.dev/v1", "kind": "FlowLogConfiguration", "metadata": {}}));
+    assert!(error.unwrap_err().to_string().contains("metadata.name"));
+    assert!(matches!(read("flowlogd.dev/v2", "FlowLogConfiguration"), Ok(Decoded::Unused { .. })));
 }

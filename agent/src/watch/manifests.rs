@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::decode::{Decoded, decode};
+use crate::config;
 use crate::snapshot::{Object, ObjectRef};
 
 /// A file that is larger than this is not read (bytes).
@@ -38,6 +39,8 @@ const MESSAGE_LIMIT: usize = 100;
 pub struct Manifests {
     /// In the order in which they were read, each object once.
     pub objects: Vec<Object>,
+    /// Configuration objects, in the order in which they were read.
+    pub configuration: Vec<config::Resource>,
     /// How many objects there were of each kind that the agent does not use.
     pub unused: BTreeMap<String, u64>,
     /// Not strict: what was wrong with the files and documents that were left out (the first hundred).
@@ -352,6 +355,12 @@ impl Loading {
         match decode(value) {
             Ok(Decoded::Unused { kind }) => {
                 *self.manifests.unused.entry(kind).or_insert(0) += 1;
+                Ok(())
+            }
+            Ok(Decoded::Configuration(resource)) => {
+                let known = &mut self.manifests.configuration;
+                known.retain(|one| one.reference != resource.reference);
+                known.push(resource);
                 Ok(())
             }
             Ok(Decoded::Object(object)) => {
