@@ -249,7 +249,7 @@ impl Configured {
         let (resolved, bad) = self.layers.resolve();
         for bad in bad {
             if self.told.insert(bad.to_string()) {
-                warn!(layer = bad.layer.name(), field = %bad.field, "{bad}; the next lower layer's value holds");
+                warn!(layer = bad.layer.name(), field = %bad.field, "{bad}: lower layers' values hold");
             }
         }
         resolved.config
