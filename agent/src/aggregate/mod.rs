@@ -4,7 +4,10 @@
 //! what was folded in, at every level; a flow is counted once a window. Not here: connections, names, JSON.
 
 mod level;
+mod process;
 mod settings;
+mod share;
+mod tcp;
 mod window;
 
 pub use level::{Level, RecordKey, RecordParts, Report, overflow_parts, parts};

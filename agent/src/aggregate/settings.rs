@@ -40,6 +40,10 @@ pub struct Settings {
     /// `source_ips` and `dest_ips` at levels 2 and 3.
     pub ips_limit: usize,
     pub nat_outgoing_ports_limit: usize,
+    pub domains_limit: usize,
+    /// Processes of one key that get a record of their own.
+    pub process_limit: usize,
+    pub process_args_limit: usize,
 }
 
 impl Default for Settings {
@@ -60,6 +64,9 @@ impl Default for Settings {
             idle_flows: IdleFlows::Emit,
             ips_limit: 5,
             nat_outgoing_ports_limit: 3,
+            domains_limit: 5,
+            process_limit: 2,
+            process_args_limit: 5,
         }
     }
 }

@@ -14,8 +14,12 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
-use crate::model::{Counters, FlowEnd, FlowLog, FlowLogs, Labels, Policies, Timestamp, Trace};
+use crate::model::{
+    Counters, FlowEnd, FlowLog, FlowLogs, Labels, Policies, Process, TcpSample, Timestamp, Trace,
+};
 
+use super::process::Budget;
+use super::share::{FirstSeen, Share, Shares};
 use super::{IdleFlows, Level, RecordKey, RecordParts, Report, Settings, overflow_parts, parts};
 
 /// Index of a record in the window.
@@ -51,69 +55,17 @@ pub struct Contribution<'a> {
     pub policies_sequence: u64,
     pub drop_reasons: &'a [Arc<str>],
     pub policy_mismatch: Option<bool>,
-}
-
-/// The distinct values that were seen first, whatever the order in which flows are folded.
-#[derive(Clone, Debug)]
-struct FirstSeen<T> {
-    values: Vec<(Place, T)>,
-    /// No place from here on changes anything: the last place of a full list.
-    latest: Place,
-}
-
-/// When a flow began, and its place among those of the same time.
-type Place = (Timestamp, u32);
-
-const NO_PLACE: Place = (Timestamp(i64::MAX), u32::MAX);
-
-impl<T> Default for FirstSeen<T> {
-    fn default() -> Self {
-        Self { values: Vec::new(), latest: NO_PLACE }
-    }
-}
-
-impl<T: Ord + Copy> FirstSeen<T> {
-    fn insert(&mut self, value: T, place: Place, limit: usize) {
-        if place >= self.latest {
-            return;
-        }
-        if let Some(known) = self.values.iter_mut().find(|(_, known)| *known == value) {
-            known.0 = known.0.min(place);
-        } else if self.values.len() < limit {
-            self.values.push((place, value));
-        } else if let Some(last) = self.values.iter_mut().max_by_key(|(place, _)| *place)
-            && place < last.0
-        {
-            *last = (place, value);
-        }
-        if self.values.len() >= limit {
-            self.latest = self.values.iter().map(|(place, _)| *place).max().unwrap_or(NO_PLACE);
-        }
-    }
-
-    fn clear(&mut self) {
-        self.values.clear();
-        self.latest = NO_PLACE;
-    }
-
-    fn ascending(&self) -> Vec<T> {
-        let mut values: Vec<T> = self.values.iter().map(|&(_, value)| value).collect();
-        values.sort_unstable();
-        values
-    }
+    /// The process at the reporter's end.
+    pub process: Option<&'a Process>,
+    /// Of the socket at the reporter's end, in this window.
+    pub tcp: Option<&'a TcpSample>,
+    pub domains: &'a [Arc<str>],
 }
 
 #[derive(Clone, Debug, Default)]
 struct Record {
     references: u32,
-    incoming: Counters,
-    outgoing: Counters,
-    num_flows: u64,
-    started: u64,
-    completed: u64,
-    /// Of the flows that were open in this window, silent ones among them.
-    ips: [FirstSeen<IpAddr>; 2],
-    nat_ports: FirstSeen<u16>,
+    shares: Shares,
     /// The labels are of a window in which this was set; until then they are the previous window's.
     touched: bool,
     labels: [Option<Labels>; 2],
@@ -134,6 +86,8 @@ pub struct WindowStats {
     pub not_remembered: u64,
     /// Flows that were folded into an overflow record.
     pub overflowed: u64,
+    /// Process ids, names and arguments that a window had no memory for: columns that count them tell too few.
+    pub process_values_refused: u64,
 }
 
 pub struct Window {
@@ -148,6 +102,7 @@ pub struct Window {
     counted: std::collections::HashMap<(u64, RecordId), [bool; 3], RandomState>,
     not_remembered: u64,
     overflowed: u64,
+    processes: Budget,
     /// What an overflow record says where a name would be.
     several: Arc<str>,
     epoch: u16,
@@ -166,6 +121,7 @@ impl Window {
             counted: std::collections::HashMap::default(),
             not_remembered: 0,
             overflowed: 0,
+            processes: Budget::default(),
             several: "*".into(),
             epoch: 1,
             limit: limit.min(RecordId::MAX as usize / 2),
@@ -265,10 +221,11 @@ impl Window {
 
     pub fn fold(&mut self, id: RecordId, flow: &Contribution<'_>) {
         let Some(Some((_, record))) = self.records.get_mut(id as usize) else { return };
-        record.incoming += flow.incoming;
-        record.outgoing += flow.outgoing;
         let mut count = [flow.seen, flow.started, flow.completed];
         if let Some(fingerprint) = flow.once {
+            // Processes have lines of their own: the key counts once in each.
+            let fingerprint =
+                fingerprint ^ flow.process.map_or(0, |process| self.hasher.hash_one(&process.name));
             let is_full = self.counted.len() >= self.limit;
             match self.counted.entry((fingerprint, id)) {
                 Entry::Vacant(_) if is_full => self.not_remembered += 1,
@@ -284,9 +241,7 @@ impl Window {
                 }
             }
         }
-        record.num_flows += u64::from(count[0]);
-        record.started += u64::from(count[1]);
-        record.completed += u64::from(count[2]);
+        record.shares.fold(flow, count, &self.settings, &mut self.processes);
         if flow.policy_mismatch > record.policy_mismatch {
             record.policy_mismatch = flow.policy_mismatch;
         }
@@ -304,20 +259,6 @@ impl Window {
             match (&record.pending, flow.pending) {
                 (Some(known), Some(now)) if Arc::ptr_eq(&known.0, &now.0) => {}
                 (_, now) => record.pending = now.cloned(),
-            }
-        }
-        if flow.seen || flow.touched {
-            for (ips, ip) in record.ips.iter_mut().zip([flow.source_ip, flow.dest_ip]) {
-                if let Some(ip) = ip {
-                    ips.insert(ip, flow.first_seen, self.settings.ips_limit);
-                }
-            }
-            if flow.nat_port != 0 {
-                record.nat_ports.insert(
-                    flow.nat_port,
-                    flow.first_seen,
-                    self.settings.nat_outgoing_ports_limit,
-                );
             }
         }
         if !flow.touched {
@@ -347,9 +288,7 @@ impl Window {
         let mut order: Vec<RecordId> = Vec::with_capacity(self.keys.len());
         for (id, place) in self.records.iter().enumerate() {
             let Some((key, record)) = place else { continue };
-            let idle = record.incoming.is_zero() && record.outgoing.is_zero();
-            let silent = idle && record.started == 0 && record.completed == 0;
-            if silent && (record.num_flows == 0 || self.settings.idle_flows == IdleFlows::Suppress) {
+            if record.shares.is_silent(self.settings.idle_flows == IdleFlows::Suppress) {
                 continue;
             }
             let enabled = if key.denied_level {
@@ -361,18 +300,26 @@ impl Window {
                 order.push(id as RecordId);
             } else {
                 stats.filtered_records += 1;
-                stats.filtered += record.incoming;
-                stats.filtered += record.outgoing;
+                stats.filtered += record.shares.traffic();
             }
         }
-        let (records, settings) = (&self.records, &self.settings);
+        let records = &self.records;
         let at = |id: &RecordId| records[*id as usize].as_ref();
         order.sort_unstable_by(|a, b| match (at(a), at(b)) {
             (Some((a, _)), Some((b, _))) => a.order(b),
             _ => a.cmp(b),
         });
-        let logs = order.iter().filter_map(at).map(|(key, record)| flow_log(key, record, settings)).collect();
-        let logs = FlowLogs { start: self.start, end, lost_events, records: logs };
+        let mut lines = Vec::with_capacity(order.len());
+        for id in order {
+            let Some(Some((key, record))) = self.records.get_mut(id as usize) else { continue };
+            let mut shares = std::mem::take(&mut record.shares);
+            shares.lines(&self.settings, &mut self.processes, |share| {
+                lines.push(flow_log(key, record, share, &self.settings));
+            });
+            record.shares = shares;
+        }
+        stats.process_values_refused = std::mem::take(&mut self.processes).refused;
+        let logs = FlowLogs { start: self.start, end, lost_events, records: lines };
 
         for (id, place) in self.records.iter_mut().enumerate() {
             let Some((key, record)) = place else { continue };
@@ -385,14 +332,8 @@ impl Window {
                 self.free.push(id as RecordId);
                 continue;
             }
-            record.incoming = Counters::default();
-            record.outgoing = Counters::default();
-            record.num_flows = 0;
-            record.started = 0;
-            record.completed = 0;
+            record.shares.reset();
             record.touched = false;
-            record.ips.iter_mut().for_each(FirstSeen::clear);
-            record.nat_ports.clear();
             record.policies_sequence = 0;
             record.drop_reasons.clear();
             record.policy_mismatch = None;
@@ -403,7 +344,9 @@ impl Window {
     }
 }
 
-fn flow_log(key: &RecordKey, record: &Record, settings: &Settings) -> FlowLog {
+fn flow_log(key: &RecordKey, record: &Record, share: &Share, settings: &Settings) -> FlowLog {
+    let joined = share.joined.as_deref();
+    let process = joined.and_then(|joined| joined.process.as_ref());
     let level = if key.denied_level { settings.level_for_denied } else { settings.level_for_allowed };
     let end = |end: &super::level::EndKey, labels: &Option<Labels>, ips: &FirstSeen<IpAddr>| {
         let ips = if level < Level::NamePrefix { Vec::new() } else { ips.ascending() };
@@ -421,12 +364,12 @@ fn flow_log(key: &RecordKey, record: &Record, settings: &Settings) -> FlowLog {
     let mut drop_reasons = record.drop_reasons.clone();
     drop_reasons.sort_unstable();
     FlowLog {
-        source: end(&key.source, &record.labels[0], &record.ips[0]),
-        dest: end(&key.dest, &record.labels[1], &record.ips[1]),
-        nat_outgoing_ports: record.nat_ports.ascending(),
+        source: end(&key.source, &record.labels[0], &share.ips[0]),
+        dest: end(&key.dest, &record.labels[1], &share.ips[1]),
+        nat_outgoing_ports: share.nat_ports.ascending(),
         service: key.service.clone(),
         hide_service_port_name: level == Level::NoDestinationPort,
-        dest_domains: Vec::new(),
+        dest_domains: joined.map(|joined| joined.domains.ascending()).unwrap_or_default(),
         proto: key.proto,
         action: key.action,
         reporter: key.reporter,
@@ -435,45 +378,14 @@ fn flow_log(key: &RecordKey, record: &Record, settings: &Settings) -> FlowLog {
             pending: record.pending.clone(),
             all: record.all.clone(),
         }),
-        incoming: record.incoming,
-        outgoing: record.outgoing,
-        num_flows: record.num_flows,
-        num_flows_started: record.started,
-        num_flows_completed: record.completed,
-        process: Default::default(),
-        tcp: Default::default(),
+        incoming: share.incoming,
+        outgoing: share.outgoing,
+        num_flows: share.num_flows,
+        num_flows_started: share.started,
+        num_flows_completed: share.completed,
+        process: process.map(|group| group.columns(settings.process_args_limit)).unwrap_or_default(),
+        tcp: joined.map(|joined| joined.tcp.columns()).unwrap_or_default(),
         drop_reasons,
         policy_mismatch: record.policy_mismatch,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// A capped list holds the values whose first places are the earliest, whatever the order of insertion.
-        #[test]
-        fn the_first_seen_are_kept(
-            seen in prop::collection::vec((0..12_u16, 0..3_i64, any::<u8>()), 0..40),
-            limit in 0..6_usize,
-        ) {
-            let mut list = FirstSeen::default();
-            let mut naive = std::collections::BTreeMap::new();
-            // A place belongs to one flow, and so to one value.
-            for (n, (value, at, place)) in seen.into_iter().enumerate() {
-                let place = (Timestamp(at), u32::from(place) << 8 | n as u32);
-                list.insert(value, place, limit);
-                let first = naive.entry(value).or_insert(place);
-                *first = place.min(*first);
-            }
-            let mut first: Vec<_> = naive.into_iter().map(|(value, place)| (place, value)).collect();
-            first.sort_unstable();
-            let mut first: Vec<u16> = first.into_iter().take(limit).map(|(_, value)| value).collect();
-            first.sort_unstable();
-            prop_assert_eq!(list.ascending(), first);
-        }
     }
 }

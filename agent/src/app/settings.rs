@@ -30,6 +30,9 @@ pub fn settings(config: &Config) -> Settings {
         },
         ips_limit: config.flow_logs_file_ips_limit as usize,
         nat_outgoing_ports_limit: config.flow_logs_file_nat_outgoing_port_limit as usize,
+        domains_limit: config.flow_logs_file_domains_limit as usize,
+        process_limit: config.flow_logs_file_per_flow_process_limit as usize,
+        process_args_limit: config.flow_logs_file_per_flow_process_args_limit as usize,
     }
 }
 

@@ -8,9 +8,10 @@ use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::TcpEnd;
 use crate::model::{
-    Addresses, ConnectionRecord, Counters, Directional, Endpoint, Evaluation, FiveTuple, Labels, Proto,
-    ServiceName, TcpState, Timestamp,
+    Addresses, ConnectionRecord, Counters, Directional, Endpoint, Evaluation, FiveTuple, Labels, Process,
+    Proto, ServiceName, TcpState, Timestamp,
 };
 
 /// What makes a connection one and the same: (zone, proto, original tuple, icmp id).
@@ -63,6 +64,9 @@ impl Flags {
     /// A record has counted it.
     pub const REPORTED: Self = Self(1 << 11);
 
+    /// It existed before the agent.
+    pub const ADOPTED: Self = Self(1 << 12);
+
     pub const STARTED: Self = Self(Self::STARTED_SRC.0 | Self::STARTED_DST.0);
 
     pub fn has(self, bits: Self) -> bool {
@@ -85,6 +89,10 @@ pub struct Extra {
     pub earlier_labels: [Option<Labels>; 2],
     /// Counters when the connection was last withheld.
     pub withheld_at: Option<Directional>,
+    /// Who holds the sockets, `[source's, destination's]`, where it was told.
+    pub processes: [Option<Arc<Process>>; 2],
+    /// The sockets' statistics, `[source's, destination's]`.
+    pub tcp: [TcpEnd; 2],
 }
 
 #[derive(Clone, Debug)]
@@ -95,6 +103,8 @@ pub struct Connection {
     pub dst_port: u16,
     /// After SNAT; 0 where the source was not translated.
     pub snat_port: u16,
+    /// Where answers go, as IPv6 octets (a tag would cost as much as eight of them).
+    reply_dst: [u8; 16],
     pub began: Timestamp,
     last: Directional,
     base: Directional,
@@ -129,6 +139,10 @@ impl Connection {
             dst: record.reply.src,
             dst_port: record.reply.src_port,
             snat_port: if snat { record.reply.dst_port } else { 0 },
+            reply_dst: match record.reply.dst {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+                IpAddr::V6(ip) => ip.octets(),
+            },
             began,
             last: record.counters,
             base,
@@ -217,6 +231,14 @@ impl Connection {
         }
     }
 
+    /// The addresses of answers: what a socket of the destination has.
+    pub fn reply(&self) -> Addresses {
+        let original = self.key.original;
+        let dst = IpAddr::from(self.reply_dst).to_canonical();
+        let dst_port = if self.snat_port == 0 { original.src_port } else { self.snat_port };
+        Addresses { src: self.dst, src_port: self.dst_port, dst, dst_port }
+    }
+
     pub fn extra(&mut self) -> &mut Extra {
         self.extra.get_or_insert_default()
     }
@@ -263,7 +285,10 @@ mod tests {
         let mut r = record(Directional::default());
         assert_eq!(Connection::new(&r, Directional::default(), Timestamp(0)).snat_port, 0);
         r.reply.dst_port = 34567;
-        assert_eq!(Connection::new(&r, Directional::default(), Timestamp(0)).snat_port, 34567);
+        r.reply.dst = IpAddr::from([192, 0, 2, 1]);
+        let connection = Connection::new(&r, Directional::default(), Timestamp(0));
+        assert_eq!(connection.snat_port, 34567);
+        assert_eq!(connection.reply(), r.reply);
     }
 
     proptest! {

@@ -10,7 +10,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
 use crate::model::{
-    Addresses, Counters, DropRecord, Endpoint, Evaluation, FiveTuple, Labels, ServiceName, Timestamp,
+    Addresses, Counters, DropRecord, Endpoint, Evaluation, FiveTuple, Labels, Process, ServiceName, Timestamp,
 };
 
 /// A denied flow completes this long after its last drop.
@@ -67,6 +67,8 @@ pub struct Denied {
     pub earlier_labels: [Option<Labels>; 2],
     /// The tuple was denied more than once in this window.
     pub reopened: bool,
+    /// Who holds the sockets, `[source's, destination's]`, where it was told.
+    pub processes: [Option<Arc<Process>>; 2],
 }
 
 impl Denied {
@@ -93,6 +95,7 @@ impl Denied {
             labels_epoch: 0,
             earlier_labels: [None, None],
             reopened: false,
+            processes: [None, None],
         }
     }
 

@@ -1,4 +1,5 @@
-//! Observations become flows: the connection table, the denied flows, and the verdicts that a dataplane reports.
+//! Observations become flows: the connection table, the denied flows, the verdicts that a dataplane reports, and what
+//! is told of the sockets behind them.
 //!
 //! In: records of the kernel (absolute counters, drop increments). Out: per connection the counters since the last
 //! fold, exact over resets, re-openings and adoption. Always: every table is bounded and says what it refused.
@@ -6,10 +7,12 @@
 
 mod connection;
 mod denied;
+mod joins;
 mod table;
 mod verdicts;
 
 pub use connection::{Connection, ConnectionKey, Extra, Flags};
 pub use denied::{DENIED_FLOW_LIFETIME, Denied, DeniedKey, DeniedTable, is_filter_reason};
+pub use joins::{JoinStats, Joins, TcpEnd};
 pub use table::{ConnectionTable, Slot};
 pub use verdicts::{Verdict, Verdicts};

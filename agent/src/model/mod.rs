@@ -17,7 +17,7 @@ pub use flow_log::{FlowEnd, FlowLog, FlowLogs, Policies, ProcessColumns, Reporte
 pub use labels::Labels;
 pub use observation::{
     ConnectionEvent, ConnectionRecord, DnsAnswer, DnsRecord, DropRecord, FlowSide, Icmp, Observation,
-    ProcessRecord, TcpRecord, VerdictRecord, VerdictSet,
+    Process, ProcessRecord, TcpRecord, TcpSample, VerdictRecord, VerdictSet,
 };
 pub use time::Timestamp;
 pub use tuple::{Addresses, FiveTuple, Proto, TcpState, canonical};

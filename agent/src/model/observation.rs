@@ -91,6 +91,26 @@ pub struct TcpRecord {
     pub unrecovered_rto: u64,
 }
 
+/// One socket in one window: its last gauges, and by how much its totals grew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpSample {
+    pub srtt_us: u64,
+    pub min_rtt_us: u64,
+    pub send_cwnd: u64,
+    pub mss: u64,
+    pub retransmits: u64,
+    pub lost: u64,
+    pub unrecovered_rto: u64,
+}
+
+/// Who holds a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub pid: u32,
+    pub name: Arc<str>,
+    pub args: Arc<[Arc<str>]>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessRecord {
     pub tuple: FiveTuple,

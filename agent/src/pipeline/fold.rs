@@ -225,6 +225,9 @@ impl Fold<'_> {
                 policies_sequence: verdict.map_or(0, |verdict| verdict.sequence),
                 drop_reasons: &[],
                 policy_mismatch: evaluation.map(|evaluation| evaluation.denies() && replied),
+                process: connection.extra.as_ref().and_then(|extra| extra.processes[side].as_deref()),
+                tcp: connection.extra.as_ref().and_then(|extra| extra.tcp[side].sample.as_ref()),
+                domains: &[],
             };
             self.window.fold(connection.records[side], &contribution);
             if ended {
@@ -241,6 +244,7 @@ impl Fold<'_> {
         }
         if let Some(extra) = &mut connection.extra {
             extra.earlier_labels = [None, None];
+            extra.tcp.iter_mut().for_each(|end| end.sample = None);
         }
     }
 
@@ -421,6 +425,9 @@ impl Fold<'_> {
                 policies_sequence: verdict.map_or(0, |verdict| verdict.sequence),
                 drop_reasons: if is_deny { &denied.reasons } else { &[] },
                 policy_mismatch: evaluation.map(|_| is_deny && explained.is_none()),
+                process: denied.processes[side].as_deref(),
+                tcp: None,
+                domains: &[],
             };
             self.window.fold(denied.records[side], &contribution);
             denied.started[side] = false;

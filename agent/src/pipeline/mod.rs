@@ -20,7 +20,7 @@ use hashbrown::HashMap;
 
 use crate::aggregate::{Settings, Window};
 use crate::flow::{
-    Connection, ConnectionKey, ConnectionTable, Denied, DeniedKey, DeniedTable, Flags, Slot, Verdicts,
+    Connection, ConnectionKey, ConnectionTable, Denied, DeniedKey, DeniedTable, Flags, Joins, Slot, Verdicts,
     is_filter_reason,
 };
 use crate::model::{
@@ -53,6 +53,8 @@ pub struct Limits {
     pub records: usize,
     /// Keys that ended in this window and may come again.
     pub reopened: usize,
+    /// Sockets of which something was told that no flow has taken yet.
+    pub sockets: usize,
 }
 
 impl Default for Limits {
@@ -64,6 +66,7 @@ impl Default for Limits {
             verdicts: 256 << 10,
             records: 2 << 20,
             reopened: 1 << 20,
+            sockets: 512 << 10,
         }
     }
 }
@@ -82,6 +85,7 @@ pub struct Pipeline {
     /// Connections that never entered the table: what they lend to a denied flow.
     unconfirmed: Vec<(DeniedKey, Addresses)>,
     verdicts: Verdicts,
+    joins: Joins,
     baselines: HashMap<ConnectionKey, Directional, RandomState>,
     window: Window,
     next_settings: Option<Settings>,
@@ -129,6 +133,7 @@ impl Pipeline {
             denied_over: Vec::new(),
             unconfirmed: Vec::new(),
             verdicts: Verdicts::new(NonZeroUsize::new(limits.verdicts).unwrap_or(NonZeroUsize::MIN)),
+            joins: Joins::new(limits.sockets),
             baselines: HashMap::default(),
             window: Window::new(settings, start, limits.records),
             next_settings: None,
@@ -227,7 +232,9 @@ impl Pipeline {
             Observation::Verdict(verdict) => {
                 self.stats.verdicts_forgotten += u64::from(self.verdicts.observe(verdict, self.at));
             }
-            Observation::Tcp(_) | Observation::Process(_) | Observation::Dns(_) => self.stats.not_joined += 1,
+            Observation::Tcp(record) => self.joins.observe_tcp(record),
+            Observation::Process(record) => self.joins.observe_process(record),
+            Observation::Dns(_) => {}
             Observation::Lost { stage, events } => {
                 self.lost_events = self.lost_events.saturating_add(*events);
                 count_by_name(&mut self.stats.lost, stage, *events);
@@ -264,6 +271,8 @@ impl Pipeline {
         if let Some(connection) = self.connections.get_mut(slot) {
             refresh_labels(&snapshot.cluster, connection);
             if !self.verdicts.is_empty() {
+                // A verdict that moved folds what was counted so far: under its process.
+                self.joins.take_processes(connection, false);
                 let fingerprint = fingerprints.hash_one(key);
                 fold!(self, &snapshot.cluster, None).take_verdicts(connection, fingerprint, false);
             }
@@ -284,15 +293,18 @@ impl Pipeline {
     /// A connection that user space sees for the first time.
     fn begin(&mut self, record: &ConnectionRecord, snapshot: &Snapshot) -> Connection {
         let key = ConnectionKey::of(record);
+        let mut adopted = Flags::default();
         let base = match record.event {
             ConnectionEvent::Adopt => {
                 self.stats.connections_adopted += 1;
+                adopted = Flags::ADOPTED;
                 let known = self.baselines.remove(&key);
                 known.filter(|base| is_within(base, &record.counters)).unwrap_or(record.counters)
             }
             _ => Directional::default(),
         };
         let mut connection = Connection::new(record, base, self.at);
+        connection.flags.set(adopted);
         if record.event == ConnectionEvent::New {
             self.stats.connections_started += 1;
             connection.flags.set(Flags::STARTED);
@@ -326,6 +338,8 @@ impl Pipeline {
                 }
             }
         }
+        let reopened = connection.flags.has(Flags::REOPENED);
+        self.joins.begin(&mut connection, reopened);
         connection
     }
 
@@ -343,6 +357,7 @@ impl Pipeline {
     fn finish(&mut self, mut connection: Connection, snapshot: &Snapshot) {
         self.stats.connections_completed += 1;
         connection.flags.set(Flags::COMPLETED);
+        self.joins.end(&mut connection);
         if !connection.flags.has(Flags::SETTLED) {
             let addresses = connection.reported().addresses;
             connection.ends = ends::endpoints(
@@ -369,6 +384,7 @@ impl Pipeline {
             self.stats.settled_early += u64::from(!oldest.flags.has(Flags::SETTLED));
             oldest.flags.set(Flags::REOPENED); // its key may still come again in this window
             let fingerprint = self.fingerprint(&oldest.key);
+            self.joins.take_processes(&mut oldest, true);
             let mut fold = fold!(self, &snapshot.cluster, Some(&mut self.denied));
             fold.take_verdicts(&mut oldest, fingerprint, true);
             fold.connection(&mut oldest, fingerprint, [false; 2], true);
@@ -443,6 +459,8 @@ impl Pipeline {
         let cluster = &snapshot.cluster;
         for mut connection in std::mem::take(&mut self.ended) {
             let fingerprint = self.fingerprints.hash_one(connection.key);
+            self.joins.take_processes(&mut connection, true);
+            self.joins.take_tcp(&mut connection);
             let mut fold = fold!(self, cluster, Some(&mut self.denied));
             fold.take_verdicts(&mut connection, fingerprint, true);
             fold.connection(&mut connection, fingerprint, [false; 2], true);
@@ -457,17 +475,22 @@ impl Pipeline {
             } else {
                 0
             };
+            self.joins.take_processes(connection, false);
             let mut fold = fold!(self, cluster, Some(&mut self.denied));
             fold.take_verdicts(connection, fingerprint, false);
+            // Only now: what a verdict that moved folds is not the window's last.
+            self.joins.take_tcp(connection);
             fold.connection(connection, fingerprint, [false; 2], false);
         }
 
         let mut fold = fold!(self, cluster, None);
         for mut denied in std::mem::take(&mut self.denied_over) {
             let fingerprint = fingerprints.hash_one(denied.key);
+            self.joins.take_denied(&mut denied);
             fold.denied(&mut denied, fingerprint, true);
         }
         self.denied.retain(|denied| {
+            self.joins.take_denied(denied);
             let moved = fold.take_denied_verdicts(denied);
             let over = moved || denied.is_over(now);
             fold.denied(denied, fingerprints.hash_one(denied.key), over);
@@ -477,11 +500,14 @@ impl Pipeline {
         self.ended_keys.clear();
         self.ended_folded = 0;
         self.verdicts.close_window();
+        self.joins.close_window();
+        self.stats.joins = self.joins.stats;
         let (logs, window) = self.window.flush(now, std::mem::take(&mut self.lost_events));
         self.stats.filtered_records += window.filtered_records;
         self.stats.filtered += window.filtered;
         self.stats.not_remembered += window.not_remembered;
         self.stats.window_overflow += window.overflowed;
+        self.stats.process_values_refused += window.process_values_refused;
         if let Some(settings) = self.next_settings.take() {
             self.window.reconfigure(settings);
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::flow::JoinStats;
 use crate::model::{Counters, Directional};
 
 /// Distinct stages and drop reasons that are counted by name; the rest is counted as `other`.
@@ -37,8 +38,10 @@ pub struct Stats {
     /// Records and traffic of the allowed or denied side while it is switched off.
     pub filtered_records: u64,
     pub filtered: Counters,
-    /// Process, TCP and DNS observations: not joined to flows yet.
-    pub not_joined: u64,
+    /// Records of processes and TCP sockets that did not come to a line.
+    pub joins: JoinStats,
+    /// Process ids, names and arguments that a window had no memory for: the columns that count them tell too few.
+    pub process_values_refused: u64,
     /// Connections of the checkpoint that were gone when the agent came back.
     pub checkpoint_gone: u64,
     /// Packets dropped for other reasons than a filter.

@@ -27,6 +27,8 @@ metrics! {
     window_overflow: Gauge(Counter) = "flowlogd_window_overflow_flows_total";
     /// Bytes of filter drops that went to their line at once because the table of denied flows was full.
     denied_overflow: Gauge(Counter) = "flowlogd_denied_overflow_bytes_total";
+    /// What was told of sockets and came to no line: no flow found, too many waiting, cut to its bound.
+    unjoined: Family(Counter) = "flowlogd_unjoined_records_total" ["what"];
     /// Connections that never were confirmed, without a filter's drop, which make no line.
     unconfirmed_other: Gauge(Counter) = "flowlogd_connections_unconfirmed_total";
     /// What the kernel's side counted, by event: left out as of another network namespace, found a map full, and so on.
@@ -96,6 +98,15 @@ impl Metrics {
         self.window_overflow.set(stats.window_overflow);
         self.denied_overflow.set(stats.denied_overflow.bytes);
         self.unconfirmed_other.set(stats.unconfirmed_other);
+        for (what, total) in [
+            ("process_without_flow", stats.joins.process_unmatched),
+            ("tcp_without_flow", stats.joins.tcp_unmatched),
+            ("socket_table_full", stats.joins.overflow),
+            ("process_cut", stats.joins.process_truncated),
+            ("process_values_beyond_memory", stats.process_values_refused),
+        ] {
+            self.unjoined.set(what, total);
+        }
     }
 
     /// Takes over what the file sink counts itself.
