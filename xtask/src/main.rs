@@ -11,6 +11,7 @@ mod packages;
 mod python;
 #[cfg(test)]
 mod rooms;
+mod stores;
 mod test;
 mod vm;
 
