@@ -26,7 +26,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     is_good &= settle("deploy/reference.md", &reference(), arguments.check)?;
     is_good &= settle("deploy/metrics.md", &metrics(), arguments.check)?;
     is_good &= settle(CRD, &flowlogd::config::crd_yaml(), arguments.check)?;
-    for (name, content) in crate::deploy::generated()?.into_iter().chain(crate::stores::files()?) {
+    let others = [crate::deploy::generated()?, crate::stores::files()?, crate::dashboards::files()?];
+    for (name, content) in others.into_iter().flatten() {
         is_good &= settle(&name, &content, arguments.check)?;
     }
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })

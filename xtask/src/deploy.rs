@@ -9,14 +9,18 @@ mod refusals;
 mod render;
 mod rights;
 mod server;
+mod shippers;
 mod values;
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::ensure;
 
 use crate::codegen::settle;
-use crate::{apiserver, netns, python};
+use crate::netns::tool;
+use crate::{apiserver, netns, packages, python};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -58,6 +62,15 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     println!("helm lint: good");
     println!("values that the schema refuses: {} of {}", refusals::check()?, refusals::VALUES.len());
 
+    packages::install_missing(&packages::STORES, packages::rsyslog_elasticsearch().as_slice())?;
+    let at = |name: &str| render::root().join("deploy").join(name);
+    netns::run(tool("promtool").args(["check", "rules"]).arg(at("dashboards/alerts.yaml")), None)?;
+    netns::run(tool("promtool").args(["test", "rules"]).arg(at("dashboards/alerts.test.yaml")), None)?;
+    println!("alert rules: good, and each fires on what it is for");
+    shippers::check()?;
+    rsyslog(&at("shippers/rsyslog.conf"))?;
+    println!("shippers: well formed, rsyslog's by its own word");
+
     let Some(assets) = apiserver::assets() else {
         println!(
             "SKIPPED manifests against a real API server: KUBEBUILDER_ASSETS names no folder with etcd and kube-apiserver"
@@ -68,10 +81,19 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// rsyslog reads the file and says what is wrong with it, in a configuration as Debian's, which names a work directory.
+fn rsyslog(file: &Path) -> anyhow::Result<()> {
+    let main = tempfile::Builder::new().suffix(".conf").tempfile()?;
+    let include = format!(
+        "global(workDirectory=\"/var/spool/rsyslog\")\ninclude(file=\"{}\")\n",
+        file.canonicalize()?.display()
+    );
+    fs::write(main.path(), include)?;
+    netns::run(tool("rsyslogd").args(["-N1", "-f"]).arg(main.path()), None).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use serde_json::Value;
 
     use super::*;

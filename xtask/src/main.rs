@@ -3,6 +3,7 @@
 mod apiserver;
 mod bench;
 mod codegen;
+mod dashboards;
 mod demo;
 mod deploy;
 mod ebpf;

@@ -18,6 +18,15 @@ pub type Needed = (&'static str, &'static str);
 pub const NODE: [Needed; 4] =
     [("ip", "iproute2"), ("nft", "nftables"), ("conntrack", "conntrack"), ("setpriv", "util-linux")];
 
+/// What ships lines, and what watches the agent's metrics.
+pub const STORES: [Needed; 2] = [("promtool", "prometheus"), ("rsyslogd", "rsyslog")];
+
+/// rsyslog's module for Elasticsearch's API is a package of its own.
+pub fn rsyslog_elasticsearch() -> Option<&'static str> {
+    let folder = format!("/usr/lib/{}-linux-gnu/rsyslog", std::env::consts::ARCH);
+    package_of_file(&format!("{folder}/omelasticsearch.so"), "rsyslog-elasticsearch")
+}
+
 /// Where a program is, looking also where root's programs are.
 pub fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&search_path()).map(|folder| folder.join(program)).find(|file| file.is_file())

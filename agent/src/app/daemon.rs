@@ -245,6 +245,7 @@ fn close_window(
     metrics.flushes.add(1);
     for record in &logs.records {
         metrics.lines.add(record.action.name(), 1);
+        metrics.mismatch_lines.add(u64::from(record.policy_mismatch == Some(true)));
     }
     writer.send(logs, last, metrics);
 }

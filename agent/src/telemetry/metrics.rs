@@ -41,6 +41,8 @@ metrics! {
     lost_events: Family(Counter) = "flowlogd_lost_events_total" ["stage"];
     /// Lines by action.
     lines: Family(Counter) = "flowlogd_lines_total" ["action"];
+    /// Lines whose `policy_mismatch` is true: what happened contradicts the cluster's policies.
+    mismatch_lines: Counter(Counter) = "flowlogd_policy_mismatch_lines_total";
     /// Windows flushed.
     flushes: Counter(Counter) = "flowlogd_flushes_total";
     /// Time in which a window is closed: from the last counters read to the records made.
