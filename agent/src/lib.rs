@@ -12,6 +12,7 @@
 //! ```text
 //! main -> cli -> { app, config, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
 //! app -> { aggregate, config, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
+//! http -> { config, telemetry }
 //! telemetry -> { pipeline, sink }   source, sink -> { config, model }   watch -> { cluster, config, model, snapshot }
 //! pipeline -> { flow, snapshot, cluster, aggregate, model }   snapshot -> { cluster, model, policy }
 //! policy -> { cluster, model }   wire, aggregate, flow, cluster -> model   model -> std
@@ -30,6 +31,7 @@ pub mod snapshot;
 pub mod wire;
 
 pub mod config;
+pub mod http;
 pub mod sink;
 pub mod source;
 pub mod telemetry;

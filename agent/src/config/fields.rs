@@ -205,7 +205,7 @@ fields! {
 
     /// Serve the agent's own metrics.
     prometheus_metrics_enabled "prometheusMetricsEnabled": bool = false, Restart;
-    /// Address on which they are served; empty: all.
+    /// Address or host name on which they are served; empty: loopback (Felix: all addresses). All: `0.0.0.0` or `::`.
     prometheus_metrics_host "prometheusMetricsHost": String = String::new(), Restart, Limits::Host;
     /// Port on which they are served.
     prometheus_metrics_port "prometheusMetricsPort": u16 = 9091, Restart, PORT;
@@ -217,6 +217,12 @@ fields! {
     prometheus_metrics_cert_file "prometheusMetricsCertFile": Option<PathBuf> = None, Restart;
     /// Key of the metrics server.
     prometheus_metrics_key_file "prometheusMetricsKeyFile": Option<PathBuf> = None, Restart;
+    /// Ours. Serve `/healthz` and `/readyz` (not Felix's `health*`: where Felix runs too, they are its own server's).
+    flow_logs_health_enabled "flowLogsHealthEnabled": bool = true, Restart;
+    /// Ours. Address or host name on which they are served; empty: loopback.
+    flow_logs_health_host "flowLogsHealthHost": String = String::new(), Restart, Limits::Host;
+    /// Ours. Port on which they are served.
+    flow_logs_health_port "flowLogsHealthPort": u16 = 9097, Restart, PORT;
     /// Serve metrics of flows by policy.
     prometheus_reporter_enabled "prometheusReporterEnabled": bool = false, Restart;
     /// Port on which they are served.
