@@ -15,7 +15,7 @@
 //! http -> { config, telemetry }
 //! telemetry -> { pipeline, sink }   source, sink -> { config, model }   watch -> { cluster, config, model, snapshot }
 //! pipeline -> { flow, snapshot, cluster, aggregate, model }   snapshot -> { cluster, model, policy }
-//! policy -> { cluster, model }   wire, aggregate, flow, cluster -> model   model -> std
+//! policy -> { cluster, model }   wire, aggregate, filter, flow, cluster -> model   model -> std
 //! ```
 //!
 //! `Pipeline::step` is synchronous; the daemon, `replay`, the tests and the benches all call it.
@@ -24,6 +24,7 @@ pub mod model;
 
 pub mod aggregate;
 pub mod cluster;
+pub mod filter;
 pub mod flow;
 pub mod pipeline;
 pub mod policy;

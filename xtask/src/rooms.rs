@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
 /// Plain data and pure functions: no tasks, no clock, no files, no locks.
-const PURE: [&str; 8] = ["model", "flow", "cluster", "policy", "aggregate", "wire", "pipeline", "snapshot"];
+const PURE: [&str; 9] =
+    ["model", "filter", "flow", "cluster", "policy", "aggregate", "wire", "pipeline", "snapshot"];
 const NOT_IN_PURE: [&str; 9] = [
     "tokio",
     "std::fs",
