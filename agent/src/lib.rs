@@ -13,9 +13,9 @@
 //! main -> cli -> { app, config, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
 //! app -> { aggregate, config, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
 //! http -> { config, telemetry }
-//! telemetry -> { pipeline, sink }   source, sink -> { config, model }   watch -> { cluster, config, model, snapshot }
+//! telemetry -> { model, pipeline, sink }   source, sink -> { config, model }   watch -> { cluster, config, model, snapshot }
 //! pipeline -> { flow, snapshot, cluster, aggregate, model }   snapshot -> { cluster, model, policy }
-//! policy -> { cluster, model }   wire, aggregate, filter, flow, cluster -> model   model -> std
+//! policy -> { cluster, model }   aggregate -> { filter, model }   config -> filter   wire, filter, flow, cluster -> model   model -> std
 //! ```
 //!
 //! `Pipeline::step` is synchronous; the daemon, `replay`, the tests and the benches all call it.

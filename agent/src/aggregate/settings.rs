@@ -1,5 +1,7 @@
 //! What of the configuration the pure path needs; resolved, valid, without layers.
 
+use crate::filter::Rules;
+
 use super::Level;
 
 /// `flowLogsFileIdleFlows`: live flows without traffic in the window.
@@ -44,6 +46,8 @@ pub struct Settings {
     /// Processes of one key that get a record of their own.
     pub process_limit: usize,
     pub process_args_limit: usize,
+    /// `flowLogsFilters`: which records are left out.
+    pub filters: Rules,
 }
 
 impl Default for Settings {
@@ -67,6 +71,7 @@ impl Default for Settings {
             domains_limit: 5,
             process_limit: 2,
             process_args_limit: 5,
+            filters: Rules::default(),
         }
     }
 }

@@ -76,12 +76,14 @@ struct Record {
     policy_mismatch: Option<bool>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WindowStats {
     /// Records left out of the last flush because one side is disabled.
     pub filtered_records: u64,
     /// Their traffic, toward and from the reporters.
     pub filtered: Counters,
+    /// Records left out of the last flush by rules, and their traffic: by the rule's place in the list.
+    pub filtered_by_rule: Vec<(u64, Counters)>,
     /// Flows of which the window could not remember that it counted them: should their key come again, it counts anew.
     pub not_remembered: u64,
     /// Flows that were folded into an overflow record.
@@ -319,6 +321,19 @@ impl Window {
             record.shares = shares;
         }
         stats.process_values_refused = std::mem::take(&mut self.processes).refused;
+        let filters = &self.settings.filters;
+        if !filters.is_empty() {
+            stats.filtered_by_rule = vec![Default::default(); filters.0.len()];
+            lines.retain(|log| {
+                let Some(rule) = filters.dropped_by(log) else { return true };
+                if let Some((records, traffic)) = stats.filtered_by_rule.get_mut(rule) {
+                    *records += 1;
+                    *traffic += log.incoming;
+                    *traffic += log.outgoing;
+                }
+                false
+            });
+        }
         let logs = FlowLogs { start: self.start, end, lost_events, records: lines };
 
         for (id, place) in self.records.iter_mut().enumerate() {

@@ -33,6 +33,7 @@ pub fn settings(config: &Config) -> Settings {
         domains_limit: config.flow_logs_file_domains_limit as usize,
         process_limit: config.flow_logs_file_per_flow_process_limit as usize,
         process_args_limit: config.flow_logs_file_per_flow_process_args_limit as usize,
+        filters: config.flow_logs_filters.clone(),
     }
 }
 

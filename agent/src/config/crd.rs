@@ -160,6 +160,11 @@ fn type_schema(field: &Field) -> Value {
             "type": "array", "x-kubernetes-list-type": "atomic", "maxItems": 256,
             "items": {"type": "string", "pattern": ONE_LINE, "maxLength": TEXT_LIMIT},
         }),
+        // The agent says what is wrong with a filter; a pattern could not.
+        (Kind::Rules, _) => json!({
+            "type": "array", "x-kubernetes-list-type": "atomic", "maxItems": 64,
+            "items": {"type": "string", "pattern": "^(drop|keep)( .*)?$", "maxLength": 16384},
+        }),
         (Kind::Choice(names), _) => json!({"type": "string", "enum": names}),
     }
 }

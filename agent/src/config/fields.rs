@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::filter::Rules;
+
 use super::value::{
     ClientAuth, DnsPolicyMode, FileFormat, FileMode, IdleFlows, Kind, Limits, Milliseconds, Notation,
     PolicyEvaluationMode, PolicyNameStyle, PolicyScope, PrivateNetworks, Setting, SourceKind, Switch,
@@ -51,6 +53,7 @@ pub struct Field {
     pub doc: &'static str,
     pub(super) set: fn(&mut Config, &Value, Notation, Limits) -> bool,
     get: fn(&Config) -> Value,
+    problem: fn(&Value) -> Option<String>,
 }
 
 impl Field {
@@ -66,6 +69,14 @@ impl Field {
     /// What may stand there.
     pub fn allowed(&self) -> String {
         self.kind.allowed(self.limits)
+    }
+
+    /// What may stand there, and what is wrong with this value, where that can be said.
+    pub fn remedy(&self, raw: &Value) -> String {
+        match (self.problem)(raw) {
+            Some(problem) => format!("{} ({problem})", self.allowed()),
+            None => self.allowed(),
+        }
     }
 
     /// By its name in any case, as environment variables spell it.
@@ -106,6 +117,7 @@ macro_rules! fields {
                 None => false,
             },
             get: |config| config.$member.show(),
+            problem: <$type as Setting>::problem,
         }),+];
     };
     (@limits) => { Limits::None };
@@ -194,6 +206,8 @@ fields! {
     flow_logs_private_networks "flowLogsPrivateNetworks": PrivateNetworks = PrivateNetworks::Rfc1918, Live;
     /// Ours. Whether a live flow without traffic in the window makes a line with zero counters.
     flow_logs_file_idle_flows "flowLogsFileIdleFlows": IdleFlows = IdleFlows::Emit, Live;
+    /// Ours. Which lines are not written: rules `drop FILTER` and `keep FILTER` in the language of `flowlogd observe`; the first that matches decides.
+    flow_logs_filters "flowLogsFilters": Rules = Rules::default(), Live;
     /// Ours. Permission bits of `flows.log`, in octal.
     flow_logs_file_mode "flowLogsFileMode": FileMode = FileMode(0o600), Live;
     /// Ours. Megabytes (1,000,000 bytes) of lines kept in memory while the file cannot be written; beyond it the oldest windows are dropped and counted.

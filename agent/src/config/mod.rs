@@ -13,6 +13,7 @@ mod layers;
 mod load;
 mod resolve;
 mod resource;
+mod rules;
 #[cfg(test)]
 mod tests;
 mod value;

@@ -165,7 +165,7 @@ pub fn resolve(mut layers: Vec<RawLayer>) -> (Resolved, Vec<BadValue>) {
                     place,
                     field: name,
                     value: excerpt(&value),
-                    remedy: field.allowed(),
+                    remedy: field.remedy(&value),
                     unknown_field: false,
                 });
             }

@@ -47,6 +47,8 @@ pub enum Kind {
     Path,
     FileMode,
     List,
+    /// `drop FILTER` or `keep FILTER`, several.
+    Rules,
     Choice(&'static [&'static str]),
 }
 
@@ -60,6 +62,7 @@ impl Kind {
             Self::Path => "path",
             Self::FileMode => "file mode",
             Self::List => "list of strings",
+            Self::Rules => "list of rules",
             Self::Choice(_) => "enum",
         }
     }
@@ -87,6 +90,10 @@ impl Kind {
             (Self::FileMode, _) => {
                 "an octal file mode for which the owner may write, such as \"0600\" or \"0640\"".to_owned()
             }
+            (Self::Rules, _) => {
+                "a list of rules, each drop or keep and a filter, such as \"drop namespace=kube-system port=53\""
+                    .to_owned()
+            }
             (Self::List, _) => "a list of strings, or one string with commas between".to_owned(),
             (Self::Choice(names), _) => match names {
                 [only] => format!("only {only}"),
@@ -102,6 +109,10 @@ pub trait Setting: Sized {
     /// `None`: not allowed.
     fn read(raw: &Value, notation: Notation, limits: Limits) -> Option<Self>;
     fn show(&self) -> Value;
+    /// What is wrong with a value that was not allowed, where that can be said better than by what is allowed.
+    fn problem(_raw: &Value) -> Option<String> {
+        None
+    }
 }
 
 impl Setting for bool {

@@ -145,10 +145,7 @@ async fn health_is_told_with_its_reasons() {
     let flag = good.clone();
     let check = move |passed| Check { name: "cluster", passed, reason: "of \"pods\"".into() };
     let health = Health {
-        live: Arc::new({
-            let check = check.clone();
-            move || vec![check(true)]
-        }),
+        live: Arc::new(move || vec![check(true)]),
         ready: Arc::new(move || vec![check(flag.load(Ordering::SeqCst))]),
     };
     let (tell, mut hear) = mpsc::unbounded_channel();

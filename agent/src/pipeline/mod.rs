@@ -505,6 +505,12 @@ impl Pipeline {
         let (logs, window) = self.window.flush(now, std::mem::take(&mut self.lost_events));
         self.stats.filtered_records += window.filtered_records;
         self.stats.filtered += window.filtered;
+        let rules = window.filtered_by_rule.len().max(self.stats.filtered_by_rule.len());
+        self.stats.filtered_by_rule.resize(rules, Default::default());
+        for (total, now) in self.stats.filtered_by_rule.iter_mut().zip(window.filtered_by_rule) {
+            total.0 += now.0;
+            total.1 += now.1;
+        }
         self.stats.not_remembered += window.not_remembered;
         self.stats.window_overflow += window.overflowed;
         self.stats.process_values_refused += window.process_values_refused;

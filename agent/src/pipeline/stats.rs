@@ -42,6 +42,8 @@ pub struct Stats {
     pub joins: JoinStats,
     /// Process ids, names and arguments that a window had no memory for: the columns that count them tell too few.
     pub process_values_refused: u64,
+    /// Records and traffic that the rules of `flowLogsFilters` left out, by the rule's place in the list.
+    pub filtered_by_rule: Vec<(u64, Counters)>,
     /// Connections of the checkpoint that were gone when the agent came back.
     pub checkpoint_gone: u64,
     /// Packets dropped for other reasons than a filter.

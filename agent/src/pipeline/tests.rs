@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::aggregate::Level;
 use crate::cluster::{Cluster, Object, Pod};
+use crate::filter::Rules;
 use crate::model::{
     Action, FlowLog, FlowSide, Icmp, Labels, ProcessRecord, Proto, Reporter, TcpRecord, TcpState,
 };
@@ -207,8 +208,12 @@ struct Run {
 }
 
 fn run(level: Level, limits: Limits, events: &[Event], flush_every: usize) -> Run {
+    run_with(settings(level), limits, events, flush_every)
+}
+
+fn run_with(settings: Settings, limits: Limits, events: &[Event], flush_every: usize) -> Run {
     let snapshot = snapshot();
-    let mut pipeline = Pipeline::new(settings(level), limits, Timestamp(0));
+    let mut pipeline = Pipeline::new(settings, limits, Timestamp(0));
     let mut windows = Vec::new();
     let mut at = Timestamp(0);
     for (n, event) in events.iter().enumerate() {
@@ -287,6 +292,35 @@ proptest! {
             let dst = total(records(&run).filter(|log| log.reporter == Reporter::Dst));
             prop_assert_eq!(src, (naive.local[0].reply, naive.local[0].original));
             prop_assert_eq!(dst, (naive.local[1].original, naive.local[1].reply));
+        }
+    }
+
+    /// What rules leave out is counted to the byte: with them, lines and counts are the lines without them.
+    #[test]
+    fn what_rules_filter_is_counted(
+        events in events(),
+        flush_every in 1..40usize,
+        rules in prop::collection::vec(
+            prop::sample::select(&["keep action=deny", "drop reporter=src", "drop port=1-300 or proto=udp", "keep type=net", "drop"][..]),
+            0..4,
+        ),
+    ) {
+        for level in LEVELS {
+            let all = run(level, Limits::default(), &events, flush_every);
+            let filters = Rules(rules.iter().map(|rule| rule.parse().unwrap()).collect());
+            let some = run_with(Settings { filters, ..settings(level) }, Limits::default(), &events, flush_every);
+            let sum = |(incoming, outgoing): (Counters, Counters)| {
+                let mut sum = incoming;
+                sum += outgoing;
+                sum
+            };
+            let (mut records_of_both, mut traffic) = (records(&some).count() as u64, sum(total(records(&some))));
+            for (records, filtered) in &some.stats.filtered_by_rule {
+                records_of_both += records;
+                traffic += *filtered;
+            }
+            prop_assert_eq!(records_of_both, records(&all).count() as u64);
+            prop_assert_eq!(traffic, sum(total(records(&all))));
         }
     }
 

@@ -6,6 +6,7 @@
 //! few values, and a family that meets more of them than it may counts the rest under `other`.
 //! Not here: what a kind of number is (`metric.rs`).
 
+use crate::model::Counters;
 use crate::pipeline::Stats;
 use crate::sink::SinkStats;
 
@@ -43,6 +44,12 @@ metrics! {
     lines: Family(Counter) = "flowlogd_lines_total" ["action"];
     /// Lines whose `policy_mismatch` is true: what happened contradicts the cluster's policies.
     mismatch_lines: Counter(Counter) = "flowlogd_policy_mismatch_lines_total";
+    /// Records that the configuration keeps from being lines, by what: `disabled` (a side that is switched off), or a rule of `flowLogsFilters` by its place.
+    filtered_records: Family(Counter) = "flowlogd_filtered_records_total" ["by"];
+    /// Packets in them, as their reporters see them.
+    filtered_packets: Family(Counter) = "flowlogd_filtered_packets_total" ["by"];
+    /// Bytes in them.
+    filtered_bytes: Family(Counter) = "flowlogd_filtered_bytes_total" ["by"];
     /// Windows flushed.
     flushes: Counter(Counter) = "flowlogd_flushes_total";
     /// Time in which a window is closed: from the last counters read to the records made.
@@ -108,6 +115,17 @@ impl Metrics {
             ("process_values_beyond_memory", stats.process_values_refused),
         ] {
             self.unjoined.set(what, total);
+        }
+        let filtered = |by: &str, records: u64, traffic: Counters| {
+            if records > 0 {
+                self.filtered_records.set(by, records);
+                self.filtered_packets.set(by, traffic.packets);
+                self.filtered_bytes.set(by, traffic.bytes);
+            }
+        };
+        filtered("disabled", stats.filtered_records, stats.filtered);
+        for (place, (records, traffic)) in (1..).zip(&stats.filtered_by_rule) {
+            filtered(&format!("rule {place}"), *records, *traffic);
         }
     }
 
