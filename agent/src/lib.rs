@@ -10,10 +10,10 @@
 //! The rooms, in data order. Who may import whom (arrows point down only; `xtask/src/rooms.rs` holds the code to it):
 //!
 //! ```text
-//! main -> cli -> { app, config, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
-//! app -> { aggregate, config, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
+//! main -> cli -> { app, config, filter, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
+//! app -> { aggregate, config, http, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
 //! http -> { config, telemetry }
-//! telemetry -> { model, pipeline, sink }   source, sink -> { config, model }   watch -> { cluster, config, model, snapshot }
+//! telemetry -> { model, pipeline, sink }   source -> { config, model }   sink -> { config, filter, model, wire }   watch -> { cluster, config, model, snapshot }
 //! pipeline -> { flow, snapshot, cluster, aggregate, model }   snapshot -> { cluster, model, policy }
 //! policy -> { cluster, model }   aggregate -> { filter, model }   config -> filter   wire, filter, flow, cluster -> model   model -> std
 //! ```

@@ -9,11 +9,8 @@ mod drop;
 mod hashes;
 mod identify;
 mod nf_conn;
-mod process;
 mod records;
-mod sockets;
 mod sweep;
-mod tcp;
 
 use aya_ebpf::{
     Global,

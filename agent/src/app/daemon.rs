@@ -19,9 +19,10 @@ use thiserror::Error;
 use tracing::{debug, info, warn};
 
 use crate::config::Config;
-use crate::model::{CheckpointEntry, FlowLogs, Observation, Timestamp};
+use crate::model::{Action, CheckpointEntry, Counters, FlowLogs, Observation, Reporter, Timestamp};
 use crate::pipeline::{Input, Limits, Pipeline};
 use crate::sink::checkpoint::{self, Checkpoint};
+use crate::sink::live::Live;
 use crate::sink::{FileOptions, FileSink, Reader, SinkError, StdoutSink};
 use crate::snapshot::{Snapshot, World};
 use crate::source::bypass;
@@ -31,6 +32,7 @@ use crate::telemetry::{Metric, Metrics, Series, Value};
 use crate::watch::{self, ConnectError, ManifestError};
 use crate::wire::flow_log::{LineFormat, encode_all};
 
+use super::outside::{Beats, Outside, Shown};
 use super::replay::nodes_there;
 use super::{Clock, Tasks, line_format, settings};
 
@@ -94,6 +96,17 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     let checkpoint = output.take_checkpoint();
     warn_of_bypasses()?;
 
+    let beats = Beats::new();
+    let shown = Shown {
+        config,
+        node: &options.node,
+        world: &world,
+        host_addresses: host_addresses(),
+        metrics,
+        beats: &beats,
+        more_ready: Arc::new(Vec::new),
+    };
+    let outside = Outside::start(&tasks, shown).map_err(RunError::Thread)?;
     let mut sources = match NodeSources::open(config) {
         Ok(sources) => sources,
         Err(error) => {
@@ -114,6 +127,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
             Observation::Drop(drop) => metrics.filter_drop_packets.add(&drop.reason, drop.packets),
             _ => {}
         }
+        outside.tap(&observed);
         pipeline.step(Input::Observation(&observed.observation), observed.at, world.snapshot());
     };
     let mut batch = Batch::of(&world);
@@ -122,22 +136,22 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     info!(
         source = sources.name(),
         drops = sources.drops_state(),
-        processes = sources.collectors_state()[0].1,
-        tcp = sources.collectors_state()[1].1,
         node = %options.node,
         cluster = %origin,
         interval = ?config.flow_logs_flush_interval,
         "flowlogd observes this node"
     );
 
-    let writer = output.start(line_format(config, &options.node))?;
+    let writer = output.start(line_format(config, &options.node), beats.clone(), outside.live.clone())?;
     let interval = config.flow_logs_flush_interval;
     let mut next_flush = Instant::now() + interval;
     let mut adopting = true;
     loop {
+        beats.pipeline.beat();
         if adopting && sources.is_adopted() {
             adopting = false;
             pipeline.finish_adoption();
+            let _ = beats.observing.set(format!("{}, drops {}", sources.name(), sources.drops_state()));
         }
         let stopping = stop.load(Ordering::Relaxed) || writer.is_done();
         let due = next_flush.saturating_duration_since(Instant::now());
@@ -245,11 +259,26 @@ fn close_window(
     let Some(logs) = logs else { return };
     debug!(records = logs.records.len(), lost_events = logs.lost_events, "window closed");
     metrics.flushes.add(1);
+    count_lines(&logs, metrics);
+    writer.send(logs, last, metrics);
+}
+
+/// One addition a label, however many lines there are.
+fn count_lines(logs: &FlowLogs, metrics: &Metrics) {
+    let mut sums = std::collections::BTreeMap::<(Action, Reporter), (u64, Counters)>::new();
     for record in &logs.records {
-        metrics.lines.add(record.action.name(), 1);
+        let (lines, traffic) = sums.entry((record.action, record.reporter)).or_default();
+        *lines += 1;
+        *traffic += record.incoming;
+        *traffic += record.outgoing;
         metrics.mismatch_lines.add(u64::from(record.policy_mismatch == Some(true)));
     }
-    writer.send(logs, last, metrics);
+    for ((action, reporter), (lines, traffic)) in sums {
+        let labels = [action.name(), reporter.name()];
+        metrics.lines.add(action.name(), lines);
+        metrics.line_packets.add_to(labels, traffic.packets);
+        metrics.line_bytes.add_to(labels, traffic.bytes);
+    }
 }
 
 /// What was counted, for the log at the end: what is zero is left out.
@@ -381,14 +410,14 @@ impl Output {
         }
     }
 
-    fn start(self, format: LineFormat) -> Result<Writer, RunError> {
+    fn start(self, format: LineFormat, beats: Arc<Beats>, live: Live) -> Result<Writer, RunError> {
         let (windows, queue) = sync_channel(WINDOWS_AHEAD);
         let done = Arc::new(AtomicBool::new(false));
         let flag = done.clone();
         let thread = thread::Builder::new()
             .name("lines".into())
             .spawn(move || {
-                let left = self.write_all(&queue, &format);
+                let left = self.write_all(&queue, &format, &beats, &live);
                 flag.store(true, Ordering::Relaxed);
                 left
             })
@@ -397,13 +426,21 @@ impl Output {
     }
 
     /// Until the sender is gone.
-    fn write_all(mut self, queue: &Receiver<FlowLogs>, format: &LineFormat) -> Self {
+    fn write_all(
+        mut self,
+        queue: &Receiver<FlowLogs>,
+        format: &LineFormat,
+        beats: &Beats,
+        live: &Live,
+    ) -> Self {
         let mut clock = Clock::start();
         loop {
+            beats.writer.beat();
             match queue.recv_timeout(RETRY) {
                 Ok(logs) => {
                     let mut lines = Vec::new();
                     encode_all(&logs, format, &mut lines);
+                    live.lines(&lines);
                     let records = logs.records.len() as u64;
                     match &mut self.target {
                         Target::Nowhere => {}

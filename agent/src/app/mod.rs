@@ -7,6 +7,7 @@
 
 mod clock;
 mod daemon;
+mod outside;
 mod record;
 mod replay;
 mod settings;

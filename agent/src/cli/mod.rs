@@ -20,6 +20,7 @@ use crate::telemetry;
 pub mod check;
 pub mod config;
 pub mod exit;
+pub mod observe;
 pub mod record;
 pub mod replay;
 pub mod run;
@@ -65,6 +66,7 @@ pub enum Verb {
     Run(run::RunArgs),
     Replay(replay::ReplayArgs),
     Record(record::RecordArgs),
+    Observe(observe::ObserveArgs),
     Check(check::CheckArgs),
     Config(config::ConfigArgs),
 }
@@ -75,7 +77,7 @@ impl Verb {
         match self {
             Self::Run(args) => args.fields(),
             Self::Record(args) => args.fields(),
-            Self::Replay(_) | Self::Check(_) | Self::Config(_) => Vec::new(),
+            Self::Replay(_) | Self::Observe(_) | Self::Check(_) | Self::Config(_) => Vec::new(),
         }
     }
 }
@@ -147,6 +149,7 @@ fn dispatch(mut cli: Cli) -> anyhow::Result<u8> {
         Verb::Run(args) => run::run(&cli.global, &resolved, args),
         Verb::Replay(args) => replay::run(&cli.global, layers, args),
         Verb::Record(args) => record::run(&cli.global, &resolved, args),
+        Verb::Observe(args) => observe::run(&resolved, args),
         Verb::Check(args) => check::run(&resolved, args),
         Verb::Config(args) => config::run(&resolved, args),
     }

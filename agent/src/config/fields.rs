@@ -167,12 +167,12 @@ fields! {
     flow_logs_file_per_flow_process_args_limit "flowLogsFilePerFlowProcessArgsLimit": u32 = 5, Live, CAP;
     /// Time between two flushes: the window of a line.
     flow_logs_flush_interval "flowLogsFlushInterval": Duration = Duration::from_secs(300), Live, INTERVAL;
-    /// Find the processes behind a connection: name, id, arguments.
-    flow_logs_collect_process_info "flowLogsCollectProcessInfo": bool = false, Live;
-    /// With process info: the full path of the executable in place of the name.
-    flow_logs_collect_process_path "flowLogsCollectProcessPath": bool = false, Live;
+    /// Find the process behind a connection.
+    flow_logs_collect_process_info "flowLogsCollectProcessInfo": bool = false, Restart;
+    /// With process info: the full path of the executable, and its arguments.
+    flow_logs_collect_process_path "flowLogsCollectProcessPath": bool = false, Restart;
     /// Collect statistics of TCP sockets.
-    flow_logs_collect_tcp_stats "flowLogsCollectTcpStats": bool = false, Live;
+    flow_logs_collect_tcp_stats "flowLogsCollectTcpStats": bool = false, Restart;
     /// Log every observation and report at debug level.
     flow_logs_collector_debug_trace "flowLogsCollectorDebugTrace": bool = false, Live;
     /// Attribute a domain to a destination only for the client that asked for it.
@@ -208,6 +208,12 @@ fields! {
     flow_logs_file_idle_flows "flowLogsFileIdleFlows": IdleFlows = IdleFlows::Emit, Live;
     /// Ours. Which lines are not written: rules `drop FILTER` and `keep FILTER` in the language of `flowlogd observe`; the first that matches decides.
     flow_logs_filters "flowLogsFilters": Rules = Rules::default(), Live;
+    /// Ours. Serve the live view that `flowlogd observe` shows, on a unix socket.
+    flow_logs_live_enabled "flowLogsLiveEnabled": bool = true, Restart;
+    /// Ours. That socket, of mode 0660. Who may connect sees the flows of every namespace.
+    flow_logs_live_socket_path "flowLogsLiveSocketPath": PathBuf = "/var/run/flowlogd/live.sock".into(), Restart;
+    /// Ours. The group, by name or number, whose members may connect; empty: root alone.
+    flow_logs_live_socket_group "flowLogsLiveSocketGroup": Option<String> = None, Restart;
     /// Ours. Permission bits of `flows.log`, in octal.
     flow_logs_file_mode "flowLogsFileMode": FileMode = FileMode(0o600), Live;
     /// Ours. Megabytes (1,000,000 bytes) of lines kept in memory while the file cannot be written; beyond it the oldest windows are dropped and counted.

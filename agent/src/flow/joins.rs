@@ -376,8 +376,6 @@ mod tests {
             pid: 1,
             name: name.into(),
             args: Arc::default(),
-            pod_uid: None,
-            container: None,
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod ends;
 mod fold;
+mod preview;
 mod stats;
 
 use std::collections::VecDeque;
@@ -31,6 +32,7 @@ use crate::snapshot::Snapshot;
 
 use ends::PlainAddresses;
 use fold::{Fold, both_known, refresh_denied_labels, refresh_labels};
+pub use preview::{PreviewEvent, Previewer};
 pub use stats::Stats;
 use stats::count_by_name;
 

@@ -7,6 +7,7 @@
 
 pub mod checkpoint;
 pub mod file;
+pub mod live;
 mod rotate;
 pub mod stdout;
 

@@ -50,6 +50,14 @@ metrics! {
     filtered_packets: Family(Counter) = "flowlogd_filtered_packets_total" ["by"];
     /// Bytes in them.
     filtered_bytes: Family(Counter) = "flowlogd_filtered_bytes_total" ["by"];
+    /// Packets in lines, by what the line says; traffic between two pods of this node is told by both.
+    line_packets: Family2(Counter) = "flowlogd_line_packets_total" ["action", "reporter"];
+    /// Bytes in lines, likewise.
+    line_bytes: Family2(Counter) = "flowlogd_line_bytes_total" ["action", "reporter"];
+    /// Readers of the live view.
+    live_readers: Gauge(Gauge) = "flowlogd_live_readers";
+    /// Lines and events of the live view that readers were too slow for. No line of the file is among them.
+    live_lost: Gauge(Counter) = "flowlogd_live_lost_total";
     /// Windows flushed.
     flushes: Counter(Counter) = "flowlogd_flushes_total";
     /// Time in which a window is closed: from the last counters read to the records made.

@@ -6,5 +6,7 @@
 //! a record says: names, counters and traces arrive settled.
 
 pub mod flow_log;
+pub mod live;
 pub mod recording;
 pub mod schema;
+pub mod view;
