@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use super::selector::Selector;
 use crate::model::{PolicyKind, Proto};
 
-/// Which policy. The `name` is the resource's own, without any tier prefix that the API server may have added.
+/// Which policy. The `name` is the resource's own; it may begin with `<tier>.`, which the rendering does not repeat.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyId {
     pub kind: PolicyKind,

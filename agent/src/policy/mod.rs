@@ -4,7 +4,9 @@
 //! What always holds: a clone is a snapshot (persistent maps); applying the same resource again changes nothing.
 //! Decoding objects (`watch`) and joining traces to flows (`pipeline`) are deliberately not here.
 
+pub mod compile;
 pub mod ir;
+pub mod order;
 pub mod selector;
 mod store;
 

@@ -1,11 +1,13 @@
 //! The policy resources that there are.
 //!
 //! In: resources applied and deleted. Out: the same, by kind and name, with a version that grows with each change.
-//! What always holds: a clone shares its structure; applying an equal resource changes nothing.
+//! What always holds: a clone shares its structure; applying an equal resource changes nothing; a resource that could
+//! not be read is kept as such and never as absent, because whoever it may apply to is judged by an unknown policy.
 
 use std::sync::Arc;
 
 use super::ir::{Policy, PolicyId, Profile, Tier};
+use super::order;
 use crate::cluster::Map;
 use crate::model::PolicyKind;
 
@@ -14,6 +16,11 @@ pub enum Resource {
     Tier(Tier),
     Policy(Policy),
     Profile(Profile),
+    /// The object exists, and says that it is to be taken as not there (`stagedAction: Delete`; Calico leaves out an
+    /// admin policy without a subject). Applying it deletes.
+    Absent(ResourceRef),
+    /// The object exists and cannot be read: what it may apply to cannot be evaluated. The text says what is wrong.
+    Broken(ResourceRef, Arc<str>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,7 +53,22 @@ impl Resource {
                 namespace: policy.id.namespace.clone(),
                 name: policy.id.name.clone(),
             },
+            Self::Absent(reference) | Self::Broken(reference, _) => reference.clone(),
         }
+    }
+}
+
+impl ResourceKind {
+    pub fn is_namespaced(self) -> bool {
+        matches!(
+            self,
+            Self::Policy(
+                PolicyKind::NetworkPolicy
+                    | PolicyKind::KubernetesNetworkPolicy
+                    | PolicyKind::StagedNetworkPolicy
+                    | PolicyKind::StagedKubernetesNetworkPolicy
+            )
+        )
     }
 }
 
@@ -57,6 +79,7 @@ pub struct Policies {
     tiers: Map<Arc<str>, Arc<Tier>>,
     profiles: Map<Arc<str>, Arc<Profile>>,
     policies: Map<PolicyId, Arc<Policy>>,
+    broken: Map<ResourceRef, Arc<str>>,
 }
 
 impl Policies {
@@ -77,6 +100,26 @@ impl Policies {
         self.policies.values()
     }
 
+    /// What could not be read, and why.
+    pub fn broken(&self) -> impl Iterator<Item = (&ResourceRef, &Arc<str>)> {
+        self.broken.iter()
+    }
+
+    /// The tier of this name: as it was applied, else as it is built in.
+    pub fn tier(&self, name: &str) -> Option<Arc<Tier>> {
+        self.tiers.get(name).cloned().or_else(|| order::built_in_tier(name).map(Arc::new))
+    }
+
+    /// The profile of this name as it was applied. The built-in ones are the evaluator's.
+    pub fn profile(&self, name: &str) -> Option<&Arc<Profile>> {
+        self.profiles.get(name)
+    }
+
+    /// The policies of normal tiers in the order in which they are evaluated; see [`order::tiers`].
+    pub fn ordered(&self) -> Vec<order::OrderedTier> {
+        order::tiers(self)
+    }
+
     /// Adds the resource, or takes it in place of the one of the same kind and name. `true`: something changed.
     pub fn apply(&mut self, resource: Resource) -> bool {
         fn put<K: Clone + Eq + std::hash::Hash, V: PartialEq>(
@@ -90,11 +133,26 @@ impl Policies {
             map.insert(key, Arc::new(value));
             true
         }
+        let reference = resource.reference();
+        let mended = !matches!(resource, Resource::Broken(..)) && self.broken.remove(&reference).is_some();
         let changed = match resource {
+            Resource::Absent(reference) => return self.delete(&reference) || self.count(mended),
+            Resource::Broken(reference, problem) => {
+                if self.broken.get(&reference) == Some(&problem) {
+                    return false;
+                }
+                self.delete(&reference);
+                self.broken.insert(reference, problem);
+                true
+            }
             Resource::Tier(tier) => put(&mut self.tiers, tier.name.clone(), tier),
             Resource::Profile(profile) => put(&mut self.profiles, profile.name.clone(), profile),
             Resource::Policy(policy) => put(&mut self.policies, policy.id.clone(), policy),
         };
+        self.count(changed || mended)
+    }
+
+    fn count(&mut self, changed: bool) -> bool {
         self.version += u64::from(changed);
         changed
     }
@@ -102,6 +160,7 @@ impl Policies {
     /// `true`: it was known.
     pub fn delete(&mut self, resource: &ResourceRef) -> bool {
         let ResourceRef { kind, namespace, name } = resource;
+        let was_broken = self.broken.remove(resource).is_some();
         let known = match kind {
             ResourceKind::Tier => self.tiers.remove(name).is_some(),
             ResourceKind::Profile => self.profiles.remove(name).is_some(),
@@ -110,8 +169,7 @@ impl Policies {
                 self.policies.remove(&id).is_some()
             }
         };
-        self.version += u64::from(known);
-        known
+        self.count(known || was_broken)
     }
 
     /// These are all resources of the kind that there are.
@@ -122,7 +180,7 @@ impl Policies {
             namespace,
             name: name.clone(),
         };
-        let known: Vec<ResourceRef> = match kind {
+        let mut known: Vec<ResourceRef> = match kind {
             ResourceKind::Tier => self.tiers.keys().map(|name| reference(None, name)).collect(),
             ResourceKind::Profile => self.profiles.keys().map(|name| reference(None, name)).collect(),
             ResourceKind::Policy(of) => {
@@ -130,6 +188,7 @@ impl Policies {
                 ids.map(|id| reference(id.namespace.clone(), &id.name)).collect()
             }
         };
+        known.extend(self.broken.keys().filter(|reference| reference.kind == kind).cloned());
         for gone in known.iter().filter(|known| !present.contains(known)) {
             self.delete(gone);
         }
