@@ -5,6 +5,7 @@
 //! Decoding objects (`watch`) and joining traces to flows (`pipeline`) are deliberately not here.
 
 pub mod compile;
+mod describe;
 pub mod ir;
 pub mod order;
 pub mod selector;

@@ -4,7 +4,8 @@
 //! kind alone where the agent does not use it; else an error that names the object and the field.
 //! What always holds: what comes out is valid (names that are names, addresses that are addresses, ports that are
 //! ports); hostile input is an error and never a panic. API versions: `v1`, `discovery.k8s.io/v1` and `v1beta1`,
-//! `projectcalico.org/v3` and `crd.projectcalico.org/v1`. Lists are deliberately not here: see `manifests.rs`.
+//! `projectcalico.org/v3` and `crd.projectcalico.org/v1`; of policies, see `policies/mod.rs`. Lists are deliberately
+//! not here: see `manifests.rs`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,13 +14,15 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::objects::{self, Ip, LabelMap, Meta, parse_ip, parse_ip_or_prefix};
+use super::policies;
 use crate::cluster::{
     self, EndpointGroup, EndpointPort, HostEndpoint, NamedPort, Namespace, NetworkSet, Node, ObjectKind, Pod,
     Service, ServiceAccount, ServiceEndpoints, ServicePort,
 };
 use crate::config;
 use crate::model::{Labels, Proto};
-use crate::snapshot::{Object, ObjectRef};
+use crate::policy::{Resource, ResourceRef};
+use crate::snapshot::{Kind, Object, ObjectRef};
 
 /// The label by which an EndpointSlice names its service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -78,6 +81,15 @@ pub fn decode(value: Value) -> Result<Decoded, DecodeError> {
         return configuration(owner, value).map_err(|error| DecodeError { object, ..error });
     }
     let Some(kind) = kind_of(&types) else { return Ok(Decoded::Unused { kind: types.kind.to_string() }) };
+    let kind = match kind {
+        Kind::Cluster(kind) => kind,
+        Kind::Policy(kind) => {
+            return match policies::decode(kind, &object, value) {
+                Ok(resource) => Ok(Decoded::Object(Object::Policy(resource))),
+                Err(error) => Err(DecodeError { object, ..error }),
+            };
+        }
+    };
     let decoded = match kind {
         ObjectKind::Namespace => fields(&object, value).and_then(namespace),
         ObjectKind::ServiceAccount => fields(&object, value).and_then(service_account),
@@ -112,17 +124,50 @@ pub fn decode_ref(value: Value) -> Result<DecodedRef, DecodeError> {
     }
     let types = objects::TypeMeta { api_version: reference.api_version, kind: reference.kind };
     let Some(kind) = kind_of(&types) else { return Ok(DecodedRef::Unused { kind: types.kind.to_string() }) };
-    let named = |error: DecodeError| DecodeError { object: object.clone(), ..error };
-    let namespace = if kind.is_namespaced() {
-        Some(namespace_of(reference.namespace, "namespace").map_err(named)?)
-    } else {
-        None
-    };
-    let name = checked(reference.name, "name").map_err(named)?;
-    Ok(DecodedRef::Ref(ObjectRef::Cluster(cluster::ObjectRef { kind, namespace, name, uid: None })))
+    let reference = reference_of(kind, reference.namespace, "namespace", reference.name, "name");
+    reference.map(DecodedRef::Ref).map_err(|error| DecodeError { object, ..error })
 }
 
-fn kind_of(types: &objects::TypeMeta) -> Option<ObjectKind> {
+/// What stands for a policy object that could not be decoded: its place in the world, marked as unreadable, so that
+/// nobody is judged without it. `None` of other kinds, and of an object whose name cannot be read either.
+pub fn unreadable(value: &Value, error: &DecodeError) -> Option<Object> {
+    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(Arc::<str>::from);
+    let types = objects::TypeMeta { api_version: text("/apiVersion")?, kind: text("/kind")? };
+    let kind @ Kind::Policy(_) = kind_of(&types)? else { return None };
+    let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name")?);
+    match reference_of(kind, namespace, "metadata.namespace", name, "metadata.name").ok()? {
+        ObjectRef::Policy(reference) => {
+            Some(Object::Policy(Resource::Broken(reference, error.to_string().into())))
+        }
+        ObjectRef::Cluster(_) => None,
+    }
+}
+
+fn reference_of(
+    kind: Kind,
+    namespace: Option<Arc<str>>,
+    namespace_field: &str,
+    name: Arc<str>,
+    name_field: &str,
+) -> Result<ObjectRef, DecodeError> {
+    let is_namespaced = match kind {
+        Kind::Cluster(kind) => kind.is_namespaced(),
+        Kind::Policy(kind) => kind.is_namespaced(),
+    };
+    let namespace = is_namespaced.then(|| namespace_of(namespace, namespace_field)).transpose()?;
+    let name = checked(name, name_field)?;
+    Ok(match kind {
+        Kind::Cluster(kind) => ObjectRef::Cluster(cluster::ObjectRef { kind, namespace, name, uid: None }),
+        Kind::Policy(kind) => ObjectRef::Policy(ResourceRef { kind, namespace, name }),
+    })
+}
+
+fn kind_of(types: &objects::TypeMeta) -> Option<Kind> {
+    let policy = policies::kind_of(&types.api_version, &types.kind).map(Kind::Policy);
+    policy.or_else(|| cluster_kind_of(types).map(Kind::Cluster))
+}
+
+fn cluster_kind_of(types: &objects::TypeMeta) -> Option<ObjectKind> {
     Some(match (&*types.api_version, &*types.kind) {
         ("v1", "Namespace") => ObjectKind::Namespace,
         ("v1", "ServiceAccount") => ObjectKind::ServiceAccount,
@@ -154,7 +199,7 @@ fn describe(value: &Value) -> String {
     whole.chars().map(|c| if c.is_control() { '?' } else { c }).take(300).collect()
 }
 
-fn fields<'de, T, D>(object: &str, value: D) -> Result<T, DecodeError>
+pub(super) fn fields<'de, T, D>(object: &str, value: D) -> Result<T, DecodeError>
 where
     T: DeserializeOwned,
     D: serde::Deserializer<'de>,
@@ -175,12 +220,12 @@ fn configuration(owner: config::Owner, mut value: Value) -> Result<Decoded, Deco
 }
 
 /// The object's own name is filled in by the caller.
-fn invalid(field: impl Into<String>, problem: impl Into<String>) -> DecodeError {
+pub(super) fn invalid(field: impl Into<String>, problem: impl Into<String>) -> DecodeError {
     DecodeError { object: String::new(), field: field.into(), problem: problem.into() }
 }
 
 /// A name that can stand in a line: not empty, not too long, no `/`, no white space, no control characters.
-fn checked(name: Arc<str>, field: &str) -> Result<Arc<str>, DecodeError> {
+pub(super) fn checked(name: Arc<str>, field: &str) -> Result<Arc<str>, DecodeError> {
     if name.is_empty() {
         Err(invalid(field, "is empty"))
     } else if name.len() > NAME_LIMIT {
@@ -192,7 +237,7 @@ fn checked(name: Arc<str>, field: &str) -> Result<Arc<str>, DecodeError> {
     }
 }
 
-fn namespace_of(namespace: Option<Arc<str>>, field: &str) -> Result<Arc<str>, DecodeError> {
+pub(super) fn namespace_of(namespace: Option<Arc<str>>, field: &str) -> Result<Arc<str>, DecodeError> {
     match namespace {
         Some(namespace) if !namespace.is_empty() => checked(namespace, field),
         _ => Ok(DEFAULT_NAMESPACE.into()),

@@ -246,7 +246,7 @@ fn calico_objects() {
 #[test]
 fn kinds_that_are_not_used() {
     for (api_version, kind) in [
-        ("networking.k8s.io/v1", "NetworkPolicy"),
+        ("networking.k8s.io/v1", "Ingress"),
         ("apps/v1", "Deployment"),
         ("serving.knative.dev/v1", "Service"),
         ("v2", "Pod"),

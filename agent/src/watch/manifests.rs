@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::decode::{Decoded, decode};
+use super::decode::{Decoded, decode, unreadable};
 use crate::config;
 use crate::snapshot::{Object, ObjectRef};
 
@@ -352,6 +352,8 @@ impl Loading {
         if let Some(as_read) = &mut self.as_read {
             as_read.push(value.clone());
         }
+        // An error needs the value once more: policies are few and small.
+        let kept = (!self.strict).then(|| value.clone());
         match decode(value) {
             Ok(Decoded::Unused { kind }) => {
                 *self.manifests.unused.entry(kind).or_insert(0) += 1;
@@ -364,20 +366,29 @@ impl Loading {
                 Ok(())
             }
             Ok(Decoded::Object(object)) => {
-                match self.index.entry(object.reference()) {
-                    std::collections::hash_map::Entry::Occupied(known) => {
-                        if let Some(slot) = self.manifests.objects.get_mut(*known.get()) {
-                            *slot = object;
-                        }
-                    }
-                    std::collections::hash_map::Entry::Vacant(new) => {
-                        new.insert(self.manifests.objects.len());
-                        self.manifests.objects.push(object);
-                    }
-                }
+                self.put(object);
                 Ok(())
             }
-            Err(error) => self.refuse(place.malformed(error.to_string())),
+            Err(error) => {
+                if let Some(object) = kept.and_then(|value| unreadable(&value, &error)) {
+                    self.put(object);
+                }
+                self.refuse(place.malformed(error.to_string()))
+            }
+        }
+    }
+
+    fn put(&mut self, object: Object) {
+        match self.index.entry(object.reference()) {
+            std::collections::hash_map::Entry::Occupied(known) => {
+                if let Some(slot) = self.manifests.objects.get_mut(*known.get()) {
+                    *slot = object;
+                }
+            }
+            std::collections::hash_map::Entry::Vacant(new) => {
+                new.insert(self.manifests.objects.len());
+                self.manifests.objects.push(object);
+            }
         }
     }
 }

@@ -95,7 +95,8 @@ pub fn policy(written: Policy) -> ir::Policy {
         None => global_subject(&written),
     };
     let rules = |rules: &[Rule]| rules.iter().map(|it| rule(it, namespace.as_ref())).collect();
-    let (ingress, egress) = written.types.govern(rules(&written.ingress), rules(&written.egress));
+    let ingress = written.types.ingress.then(|| rules(&written.ingress));
+    let egress = written.types.egress.then(|| rules(&written.egress));
     ir::Policy {
         id: written.id,
         tier: written.tier,

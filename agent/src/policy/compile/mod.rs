@@ -13,7 +13,7 @@ pub mod kubernetes;
 
 use std::sync::Arc;
 
-use super::ir::{PortMatch, Rule};
+use super::ir::PortMatch;
 use super::selector::Selector;
 
 /// The namespace of whatever has one; endpoints and network sets carry it.
@@ -34,13 +34,6 @@ pub const OF_SERVICE_ACCOUNT: &str = "pcsa.";
 pub struct Types {
     pub ingress: bool,
     pub egress: bool,
-}
-
-impl Types {
-    /// The rules of each direction that is governed.
-    fn govern(self, ingress: Vec<Rule>, egress: Vec<Rule>) -> (Option<Arc<[Rule]>>, Option<Arc<[Rule]>>) {
-        (self.ingress.then(|| ingress.into()), self.egress.then(|| egress.into()))
-    }
 }
 
 fn in_namespace(namespace: &Arc<str>) -> Selector {
