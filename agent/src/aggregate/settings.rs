@@ -23,6 +23,18 @@ pub enum PrivateNetworks {
     Extended,
 }
 
+/// `flowLogsPolicyEvaluationMode`: when what is pending is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PendingPolicies {
+    /// Again while the flow lives.
+    #[default]
+    Continuous,
+    /// Once.
+    OnNewConnection,
+    /// Never: the pending policies are null.
+    None,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub level_for_allowed: Level,
@@ -35,8 +47,7 @@ pub struct Settings {
     pub network_sets: bool,
     /// `flowLogsEnableHostEndpoint`.
     pub host_endpoints: bool,
-    /// Evaluation mode `None` leaves the pending policies null.
-    pub pending_policies: bool,
+    pub pending_policies: PendingPolicies,
     pub private_networks: PrivateNetworks,
     pub idle_flows: IdleFlows,
     /// `source_ips` and `dest_ips` at levels 2 and 3.
@@ -63,7 +74,7 @@ impl Default for Settings {
             include_service: true,
             network_sets: true,
             host_endpoints: false,
-            pending_policies: true,
+            pending_policies: PendingPolicies::Continuous,
             private_networks: PrivateNetworks::Rfc1918,
             idle_flows: IdleFlows::Emit,
             ips_limit: 5,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::aggregate::{IdleFlows, Level, PrivateNetworks, Settings};
+use crate::aggregate::{IdleFlows, Level, PendingPolicies, PrivateNetworks, Settings};
 use crate::config::{self, Config, FileFormat, PolicyEvaluationMode, PolicyNameStyle};
 use crate::wire::flow_log::{LineFormat, NameStyle};
 
@@ -19,7 +19,11 @@ pub fn settings(config: &Config) -> Settings {
         include_service: config.flow_logs_file_include_service,
         network_sets: config.flow_logs_enable_network_sets,
         host_endpoints: config.flow_logs_enable_host_endpoint,
-        pending_policies: config.flow_logs_policy_evaluation_mode != PolicyEvaluationMode::None,
+        pending_policies: match config.flow_logs_policy_evaluation_mode {
+            PolicyEvaluationMode::Continuous => PendingPolicies::Continuous,
+            PolicyEvaluationMode::OnNewConnection => PendingPolicies::OnNewConnection,
+            PolicyEvaluationMode::None => PendingPolicies::None,
+        },
         private_networks: match config.flow_logs_private_networks {
             config::PrivateNetworks::Rfc1918 => PrivateNetworks::Rfc1918,
             config::PrivateNetworks::Extended => PrivateNetworks::Extended,

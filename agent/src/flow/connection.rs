@@ -63,6 +63,11 @@ impl Flags {
     pub const WITHHELD: Self = Self(1 << 10);
     /// A record has counted it.
     pub const REPORTED: Self = Self(1 << 11);
+    /// The evaluation is of the cluster's policies, not a dataplane's own verdict.
+    pub const JUDGED_SRC: Self = Self(1 << 13);
+    pub const JUDGED_DST: Self = Self(1 << 14);
+    /// ICMP type and code are known.
+    pub const ICMP: Self = Self(1 << 15);
 
     /// It existed before the agent.
     pub const ADOPTED: Self = Self(1 << 12);
@@ -93,6 +98,8 @@ pub struct Extra {
     pub processes: [Option<Arc<Process>>; 2],
     /// The sockets' statistics, `[source's, destination's]`.
     pub tcp: [TcpEnd; 2],
+    /// What the policies say now, where it is not what they said at the beginning.
+    pub pending: [Option<Arc<Evaluation>>; 2],
 }
 
 #[derive(Clone, Debug)]
@@ -121,6 +128,8 @@ pub struct Connection {
     pub icmp_kind: u8,
     pub icmp_code: u8,
     pub labels_epoch: u32,
+    /// State of the world's policies at which the pending policies were asked.
+    pub judged_at: u32,
     /// Place in the order in which flows began.
     pub first_seen: u32,
     pub extra: Option<Box<Extra>>,
@@ -134,6 +143,10 @@ impl Connection {
         let snat = record.proto.has_ports()
             && (record.reply.dst != record.original.src || record.reply.dst_port != record.original.src_port);
         let icmp = record.icmp.unwrap_or_default();
+        let mut flags = Flags::default();
+        if record.icmp.is_some() {
+            flags.set(Flags::ICMP);
+        }
         Self {
             key: ConnectionKey::of(record),
             dst: record.reply.src,
@@ -151,11 +164,12 @@ impl Connection {
             evaluations: [None, None],
             records: [Self::NO_RECORD; 2],
             records_epoch: 0,
-            flags: Flags::default(),
+            flags,
             tcp_state: record.tcp_state.unwrap_or_default(),
             icmp_kind: icmp.kind,
             icmp_code: icmp.code,
             labels_epoch: 0,
+            judged_at: 0,
             first_seen: 0,
             extra: None,
         }
@@ -237,6 +251,30 @@ impl Connection {
         let dst = IpAddr::from(self.reply_dst).to_canonical();
         let dst_port = if self.snat_port == 0 { original.src_port } else { self.snat_port };
         Addresses { src: self.dst, src_port: self.dst_port, dst, dst_port }
+    }
+
+    /// Whether the evaluation at a side is of the cluster's policies; if not, they say nothing of what is pending.
+    pub fn set_judged(&mut self, side: usize, judged: bool) {
+        let bit = if side == 0 { Flags::JUDGED_SRC } else { Flags::JUDGED_DST };
+        if judged {
+            self.flags.set(bit);
+        } else {
+            self.flags.clear(bit);
+            self.set_pending(side, None);
+        }
+    }
+
+    /// `None`: what is pending is what the evaluation says.
+    pub fn set_pending(&mut self, side: usize, evaluation: Option<Arc<Evaluation>>) {
+        if evaluation.is_some() || self.extra.is_some() {
+            let [source, dest] = &mut self.extra().pending;
+            *(if side == 0 { source } else { dest }) = evaluation;
+        }
+    }
+
+    /// Type and code, where they are known.
+    pub fn icmp(&self) -> Option<(u8, u8)> {
+        self.flags.has(Flags::ICMP).then_some((self.icmp_kind, self.icmp_code))
     }
 
     pub fn extra(&mut self) -> &mut Extra {

@@ -48,6 +48,12 @@ pub struct Denied {
     pub ends: [Option<Arc<Endpoint>>; 2],
     pub service: Option<Arc<ServiceName>>,
     pub evaluations: [Option<Arc<Evaluation>>; 2],
+    /// The evaluation is of the cluster's policies, not a dataplane's own verdict.
+    pub judged: [bool; 2],
+    /// State of the world's policies at which they were asked.
+    pub judged_at: Option<u32>,
+    /// Type and code, where a drop told them.
+    pub icmp: Option<(u8, u8)>,
     pub records: [u32; 2],
     pub records_epoch: u16,
     pub settled: bool,
@@ -83,6 +89,9 @@ impl Denied {
             ends: [None, None],
             service: None,
             evaluations: [None, None],
+            judged: [false; 2],
+            judged_at: None,
+            icmp: drop.icmp.map(|icmp| (icmp.kind, icmp.code)),
             records: [u32::MAX; 2],
             records_epoch: 0,
             settled: false,

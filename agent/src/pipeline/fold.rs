@@ -8,13 +8,15 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::aggregate::{Contribution, Report, Window};
+use crate::aggregate::{Contribution, PendingPolicies, Report, Window};
 use crate::cluster::Cluster;
 use crate::flow::{Connection, Denied, DeniedTable, Flags, Verdicts};
 use crate::model::{
     Action, Addresses, Counters, Direction, Endpoint, EndpointKind, Evaluation, FiveTuple, Labels, Reporter,
     Timestamp, Trace,
 };
+
+use crate::policy::{Evaluator, Policies};
 
 use super::ends::{Ends, PlainAddresses, Unnamed, name};
 use super::stats::{Stats, sum};
@@ -24,9 +26,19 @@ const SIDES: [(Reporter, Direction, Flags); 2] = [
     (Reporter::Dst, Direction::Ingress, Flags::STARTED_DST),
 ];
 
+pub(super) const JUDGED: [Flags; 2] = [Flags::JUDGED_SRC, Flags::JUDGED_DST];
+
+/// Evaluations, and which of them are of the cluster's policies.
+struct Judged<'a> {
+    evaluations: &'a mut [Option<Arc<Evaluation>>; 2],
+    judged: &'a mut [bool; 2],
+}
+
 /// Everything that folding touches, borrowed apart from the flow itself.
 pub(super) struct Fold<'a> {
     pub(super) cluster: &'a Cluster,
+    pub(super) policies: &'a Policies,
+    pub(super) evaluator: &'a mut Evaluator,
     pub(super) window: &'a mut Window,
     pub(super) verdicts: &'a Verdicts,
     pub(super) denied: Option<&'a mut DeniedTable>,
@@ -39,7 +51,7 @@ pub(super) struct Fold<'a> {
 
 impl Fold<'_> {
     /// Names, service and locality become final.
-    pub(super) fn settle(&self, connection: &mut Connection) {
+    pub(super) fn settle(&mut self, connection: &mut Connection) {
         if connection.flags.has(Flags::SETTLED) {
             return;
         }
@@ -50,6 +62,7 @@ impl Fold<'_> {
             began: connection.began,
             known: &connection.ends,
         };
+        let before = [0, 1].map(|side| connection.ends[side].is_some());
         let Ends { ends, service, local, unpoliced } = self.name(&flow);
         connection.ends = ends.map(Some);
         connection.service = service;
@@ -64,6 +77,7 @@ impl Fold<'_> {
                 connection.flags.set(bit);
             }
         }
+        self.judge_named(connection, before);
     }
 
     fn name(&self, flow: &Unnamed<'_>) -> Ends {
@@ -71,7 +85,7 @@ impl Fold<'_> {
     }
 
     /// Both evaluations lead to the same record.
-    fn same_record(&self, a: &Evaluation, b: &Evaluation) -> bool {
+    pub(super) fn same_record(&self, a: &Evaluation, b: &Evaluation) -> bool {
         let same_trace = if self.window.settings().include_policies {
             a.enforced == b.enforced
         } else {
@@ -84,7 +98,7 @@ impl Fold<'_> {
     fn moved(
         &self,
         tuple: FiveTuple,
-        evaluations: &mut [Option<Arc<Evaluation>>; 2],
+        Judged { evaluations, judged }: Judged<'_>,
         began: Timestamp,
         reported: bool,
         may_move: bool,
@@ -95,9 +109,14 @@ impl Fold<'_> {
         }
         for (side, (_, direction, _)) in SIDES.into_iter().enumerate() {
             let Some(verdict) = self.verdicts.get(tuple, direction) else { continue };
-            while let Some(now) = verdict.next(evaluations[side].as_ref(), began) {
+            loop {
+                let taken = evaluations[side].as_ref().filter(|_| !judged[side]);
+                let Some(now) = verdict.next(taken, began) else { break };
                 match &evaluations[side] {
-                    Some(before) if self.same_record(before, now) => evaluations[side] = Some(now.clone()),
+                    Some(before) if self.same_record(before, now) || judged[side] && !reported => {
+                        evaluations[side] = Some(now.clone());
+                        judged[side] = false;
+                    }
                     None if !reported => evaluations[side] = Some(now.clone()),
                     _ => {
                         moved[side] = may_move.then(|| now.clone());
@@ -117,8 +136,12 @@ impl Fold<'_> {
         let tuple = connection.reported();
         loop {
             let reported = connection.flags.has(Flags::REPORTED);
-            let evaluations = &mut connection.evaluations;
-            let moved = self.moved(tuple, evaluations, connection.began, reported, !ended);
+            let mut judged = JUDGED.map(|bit| connection.flags.has(bit));
+            let both = Judged { evaluations: &mut connection.evaluations, judged: &mut judged };
+            let moved = self.moved(tuple, both, connection.began, reported, !ended);
+            for side in (0..2).filter(|&side| !judged[side] && moved[side].is_none()) {
+                connection.set_judged(side, false);
+            }
             if moved.iter().all(Option::is_none) {
                 return;
             }
@@ -127,11 +150,17 @@ impl Fold<'_> {
             for (side, now) in moved.into_iter().enumerate() {
                 let Some(now) = now else { continue };
                 connection.evaluations[side] = Some(now);
+                connection.set_judged(side, false);
                 self.release(&mut connection.records[side], connection.records_epoch);
                 connection.flags.set(SIDES[side].2);
             }
             connection.flags.set(Flags::REOPENED);
         }
+    }
+
+    /// Pending policies are of pods, and where they are asked for.
+    fn has_pending(&self, own: &Endpoint) -> bool {
+        self.window.settings().pending_policies != PendingPolicies::None && own.kind != EndpointKind::Hep
     }
 
     fn release(&mut self, record: &mut u32, epoch: u16) {
@@ -198,9 +227,13 @@ impl Fold<'_> {
                 connection.records[side] = self.window.attach(&report);
             }
             let verdict = self.verdicts.get(tuple, direction);
-            let pending_trace = verdict.and_then(|verdict| verdict.pending.as_ref()).unwrap_or(self.empty);
+            let now = connection.extra.as_ref().and_then(|extra| extra.pending[side].as_deref());
+            let pending_trace = verdict
+                .and_then(|verdict| verdict.pending.as_ref())
+                .or(now.or(evaluation).map(|evaluation| &evaluation.pending))
+                .unwrap_or(self.empty);
             let own = if side == 0 { source } else { dest };
-            let judged = self.window.settings().pending_policies && own.kind != EndpointKind::Hep;
+            let judged = self.has_pending(own);
             let earlier =
                 |side: usize| connection.extra.as_ref().and_then(|extra| extra.earlier_labels[side].as_ref());
             let source_labels = labels_of_window(source, earlier(0));
@@ -224,7 +257,9 @@ impl Fold<'_> {
                 pending: judged.then_some(pending_trace),
                 policies_sequence: verdict.map_or(0, |verdict| verdict.sequence),
                 drop_reasons: &[],
-                policy_mismatch: evaluation.map(|evaluation| evaluation.denies() && replied),
+                policy_mismatch: evaluation
+                    .filter(|evaluation| !evaluation.unknown)
+                    .map(|evaluation| evaluation.denies() && replied),
                 process: connection.extra.as_ref().and_then(|extra| extra.processes[side].as_deref()),
                 tcp: connection.extra.as_ref().and_then(|extra| extra.tcp[side].sample.as_ref()),
                 domains: &[],
@@ -300,6 +335,7 @@ impl Fold<'_> {
                     source_ip: Some(connection.key.original.src),
                     dest_ip: Some(connection.dst),
                     first_seen: (connection.began, connection.first_seen),
+                    policy_mismatch: passed(connection.evaluations[side].as_deref()),
                     ..Default::default()
                 };
                 self.window.fold(*record, &contribution);
@@ -314,7 +350,8 @@ impl Fold<'_> {
 
     /// Takes over new verdicts. `true`: the verdict moved, the flow as it was is over.
     pub(super) fn take_denied_verdicts(&self, denied: &mut Denied) -> bool {
-        let moved = self.moved(denied.key.tuple, &mut denied.evaluations, denied.began, denied.settled, true);
+        let both = Judged { evaluations: &mut denied.evaluations, judged: &mut denied.judged };
+        let moved = self.moved(denied.key.tuple, both, denied.began, denied.settled, true);
         moved.iter().any(Option::is_some)
     }
 
@@ -331,12 +368,14 @@ impl Fold<'_> {
                 began: denied.began,
                 known: &denied.ends,
             };
+            let before = [0, 1].map(|side| denied.ends[side].is_some());
             let Ends { ends, service, local, unpoliced } = self.name(&flow);
             denied.ends = ends.map(Some);
             denied.service = service;
             denied.local = local;
             denied.unpoliced = unpoliced;
             denied.settled = true;
+            self.judge_denied_named(denied, before);
         }
         if denied.records_epoch != self.window.epoch() {
             denied.records = [Connection::NO_RECORD; 2];
@@ -348,6 +387,7 @@ impl Fold<'_> {
                 denied.evaluations[side] = Some(self.nothing_evaluated.clone());
             }
         }
+        let pending_now = if over { [None, None] } else { self.pending_of_denied(denied) };
         let pending = std::mem::take(&mut denied.pending);
         let Some(last_local) = (0..2).rev().find(|&side| denied.local[side]) else {
             self.stats.not_local_denied += pending;
@@ -357,7 +397,10 @@ impl Fold<'_> {
             denied.local[side] && denied.evaluations[side].as_deref().is_some_and(Evaluation::denies)
         };
         let explained = (0..2).find(|&side| denies(side));
-        let belongs_to = explained.unwrap_or(last_local);
+        let unknown = |side: usize| denied.evaluations[side].as_deref().is_some_and(|e| e.unknown);
+        // Where nobody denies for certain, one that may is the likelier owner than one that does not.
+        let uncertain = (0..2).find(|&side| explained.is_none() && denied.local[side] && unknown(side));
+        let belongs_to = explained.or(uncertain).unwrap_or(last_local);
         for (side, (reporter, direction, _)) in SIDES.into_iter().enumerate() {
             if !denied.local[side] || side > belongs_to {
                 continue;
@@ -373,6 +416,7 @@ impl Fold<'_> {
                         source_ip: Some(addresses.src),
                         dest_ip: Some(addresses.dst),
                         first_seen: (denied.began, denied.first_seen),
+                        policy_mismatch: passed(denied.evaluations[side].as_deref()),
                         ..Default::default()
                     };
                     self.window.fold(record, &contribution);
@@ -397,9 +441,13 @@ impl Fold<'_> {
                 denied.records[side] = self.window.attach(&report);
             }
             let verdict = self.verdicts.get(denied.key.tuple, direction);
-            let pending_trace = verdict.and_then(|verdict| verdict.pending.as_ref()).unwrap_or(self.empty);
+            let told = evaluation.map(|evaluation| &evaluation.pending);
+            let pending_trace = verdict
+                .and_then(|verdict| verdict.pending.as_ref())
+                .or(pending_now[side].as_ref().or(told))
+                .unwrap_or(self.empty);
             let own = if side == 0 { source } else { dest };
-            let judged = self.window.settings().pending_policies && own.kind != EndpointKind::Hep;
+            let judged = self.has_pending(own);
             let source_labels = labels_of_window(source, denied.earlier_labels[0].as_ref());
             let dest_labels = labels_of_window(dest, denied.earlier_labels[1].as_ref());
             let (incoming, outgoing) = match reporter {
@@ -424,7 +472,9 @@ impl Fold<'_> {
                 pending: judged.then_some(pending_trace),
                 policies_sequence: verdict.map_or(0, |verdict| verdict.sequence),
                 drop_reasons: if is_deny { &denied.reasons } else { &[] },
-                policy_mismatch: evaluation.map(|_| is_deny && explained.is_none()),
+                policy_mismatch: evaluation
+                    .filter(|evaluation| !evaluation.unknown)
+                    .map(|_| is_deny && explained.is_none()),
                 process: denied.processes[side].as_deref(),
                 tcp: None,
                 domains: &[],
@@ -440,6 +490,11 @@ impl Fold<'_> {
         denied.touched = false;
         denied.reopened = false;
     }
+}
+
+/// Nothing contradicts what was evaluated, if anything was.
+fn passed(evaluation: Option<&Evaluation>) -> Option<bool> {
+    evaluation.filter(|evaluation| !evaluation.unknown).map(|_| false)
 }
 
 /// `true` when the flow ended between two endpoints that are both known: its names need no flush.

@@ -7,6 +7,7 @@
 
 mod ends;
 mod fold;
+mod judge;
 mod preview;
 mod stats;
 
@@ -28,6 +29,7 @@ use crate::model::{
     Addresses, CheckpointEntry, ConnectionEvent, ConnectionRecord, Counters, Directional, DropRecord,
     Evaluation, FiveTuple, FlowLogs, Observation, Timestamp, Trace,
 };
+use crate::policy::Evaluator;
 use crate::snapshot::Snapshot;
 
 use ends::PlainAddresses;
@@ -89,6 +91,7 @@ pub struct Pipeline {
     verdicts: Verdicts,
     joins: Joins,
     baselines: HashMap<ConnectionKey, Directional, RandomState>,
+    evaluator: Evaluator,
     window: Window,
     next_settings: Option<Settings>,
     plain: PlainAddresses,
@@ -108,9 +111,11 @@ pub struct Pipeline {
 
 /// Borrows what folding needs, beside the connections.
 macro_rules! fold {
-    ($pipeline:expr, $cluster:expr, $denied:expr) => {
+    ($pipeline:expr, $snapshot:expr, $denied:expr) => {
         Fold {
-            cluster: $cluster,
+            cluster: &$snapshot.cluster,
+            policies: &$snapshot.policies,
+            evaluator: &mut $pipeline.evaluator,
             window: &mut $pipeline.window,
             verdicts: &$pipeline.verdicts,
             denied: $denied,
@@ -137,6 +142,7 @@ impl Pipeline {
             verdicts: Verdicts::new(NonZeroUsize::new(limits.verdicts).unwrap_or(NonZeroUsize::MIN)),
             joins: Joins::new(limits.sockets),
             baselines: HashMap::default(),
+            evaluator: Evaluator::default(),
             window: Window::new(settings, start, limits.records),
             next_settings: None,
             plain: PlainAddresses::new(),
@@ -276,7 +282,7 @@ impl Pipeline {
                 // A verdict that moved folds what was counted so far: under its process.
                 self.joins.take_processes(connection, false);
                 let fingerprint = fingerprints.hash_one(key);
-                fold!(self, &snapshot.cluster, None).take_verdicts(connection, fingerprint, false);
+                fold!(self, snapshot, None).take_verdicts(connection, fingerprint, false);
             }
             connection.count(record.counters);
             if let Some(state) = record.tcp_state {
@@ -326,9 +332,10 @@ impl Pipeline {
             self.at,
             &Default::default(),
         );
+        fold!(self, snapshot, None).judge(&mut connection);
         if !self.verdicts.is_empty() {
             let fingerprint = self.fingerprint(&key);
-            fold!(self, &snapshot.cluster, None).take_verdicts(&mut connection, fingerprint, false);
+            fold!(self, snapshot, None).take_verdicts(&mut connection, fingerprint, false);
         }
         if !self.ended_keys.is_empty() {
             let fingerprint = self.fingerprint(&key);
@@ -370,9 +377,10 @@ impl Pipeline {
                 &connection.ends,
             );
             if both_known(&connection) {
-                fold!(self, &snapshot.cluster, None).settle(&mut connection);
+                fold!(self, snapshot, None).settle(&mut connection);
             }
         }
+        fold!(self, snapshot, None).judge_pending(&mut connection);
         if self.ended_keys.len() < self.limits.reopened {
             let place = self.ended_folded + self.ended.len() as u64;
             let fingerprint = self.fingerprint(&connection.key);
@@ -387,7 +395,7 @@ impl Pipeline {
             oldest.flags.set(Flags::REOPENED); // its key may still come again in this window
             let fingerprint = self.fingerprint(&oldest.key);
             self.joins.take_processes(&mut oldest, true);
-            let mut fold = fold!(self, &snapshot.cluster, Some(&mut self.denied));
+            let mut fold = fold!(self, snapshot, Some(&mut self.denied));
             fold.take_verdicts(&mut oldest, fingerprint, true);
             fold.connection(&mut oldest, fingerprint, [false; 2], true);
         }
@@ -418,22 +426,26 @@ impl Pipeline {
         let unknown = Default::default();
         fresh.ends = ends::endpoints(&snapshot.cluster, settings, &key.tuple.addresses, self.at, &unknown);
         let Some(denied) = self.denied.get_mut(&key) else {
-            fold!(self, &snapshot.cluster, None).take_denied_verdicts(&mut fresh);
+            let mut fold = fold!(self, snapshot, None);
+            fold.judge_denied(&mut fresh);
+            fold.take_denied_verdicts(&mut fresh);
             fresh.count(drop, now);
             if let Err(mut homeless) = self.denied.insert(fresh) {
                 self.stats.denied_overflow += Counters::new(drop.packets, drop.bytes);
                 homeless.reopened = true; // its tuple may come again in this window
                 let fingerprint = self.fingerprints.hash_one(key);
-                fold!(self, &snapshot.cluster, None).denied(&mut homeless, fingerprint, true);
+                fold!(self, snapshot, None).denied(&mut homeless, fingerprint, true);
             }
             return;
         };
-        let moved = fold!(self, &snapshot.cluster, None).take_denied_verdicts(denied);
+        let mut fold = fold!(self, snapshot, None);
+        let moved = fold.take_denied_verdicts(denied) || fold.judge_denied(denied);
         if moved || denied.is_over(now) {
             let mut next = fresh;
             next.reopened = true;
             next.beside_connection = denied.beside_connection;
-            fold!(self, &snapshot.cluster, None).take_denied_verdicts(&mut next);
+            fold.judge_denied(&mut next);
+            fold.take_denied_verdicts(&mut next);
             next.count(drop, now);
             let mut over = std::mem::replace(denied, next);
             over.reopened = true;
@@ -441,7 +453,7 @@ impl Pipeline {
                 self.denied_over.push(over);
             } else {
                 let fingerprint = self.fingerprints.hash_one(key);
-                fold!(self, &snapshot.cluster, None).denied(&mut over, fingerprint, true);
+                fold!(self, snapshot, None).denied(&mut over, fingerprint, true);
             }
         } else {
             refresh_denied_labels(&snapshot.cluster, denied);
@@ -458,12 +470,11 @@ impl Pipeline {
             }
         }
 
-        let cluster = &snapshot.cluster;
         for mut connection in std::mem::take(&mut self.ended) {
             let fingerprint = self.fingerprints.hash_one(connection.key);
             self.joins.take_processes(&mut connection, true);
             self.joins.take_tcp(&mut connection);
-            let mut fold = fold!(self, cluster, Some(&mut self.denied));
+            let mut fold = fold!(self, snapshot, Some(&mut self.denied));
             fold.take_verdicts(&mut connection, fingerprint, true);
             fold.connection(&mut connection, fingerprint, [false; 2], true);
         }
@@ -478,14 +489,16 @@ impl Pipeline {
                 0
             };
             self.joins.take_processes(connection, false);
-            let mut fold = fold!(self, cluster, Some(&mut self.denied));
+            let mut fold = fold!(self, snapshot, Some(&mut self.denied));
             fold.take_verdicts(connection, fingerprint, false);
+            fold.settle(connection);
+            fold.judge_pending(connection);
             // Only now: what a verdict that moved folds is not the window's last.
             self.joins.take_tcp(connection);
             fold.connection(connection, fingerprint, [false; 2], false);
         }
 
-        let mut fold = fold!(self, cluster, None);
+        let mut fold = fold!(self, snapshot, None);
         for mut denied in std::mem::take(&mut self.denied_over) {
             let fingerprint = fingerprints.hash_one(denied.key);
             self.joins.take_denied(&mut denied);

@@ -35,6 +35,9 @@ pub struct Stats {
     /// Flows that may be counted twice in a window, because too many keys came again in it.
     pub not_remembered: u64,
     pub verdicts_forgotten: u64,
+    /// Evaluations whose outcome cannot be told: a resource that could not be read, a rule that asks for more than a
+    /// flow tells.
+    pub evaluations_unknown: u64,
     /// Records and traffic of the allowed or denied side while it is switched off.
     pub filtered_records: u64,
     pub filtered: Counters,

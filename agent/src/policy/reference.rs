@@ -107,11 +107,14 @@ pub fn explain(
     Explanation { evaluation, steps }
 }
 
+/// The rule that decided: its index, what it says, whether that is certain.
+type Decision = (usize, (RuleAction, Answer));
+
 /// A tier with the policies that govern the end in this direction, each with the rule that decided.
 struct Governing {
     tier: Arc<str>,
     pass: bool,
-    policies: Vec<(PolicyId, Option<(usize, (RuleAction, Answer))>)>,
+    policies: Vec<(PolicyId, Option<Decision>)>,
 }
 
 impl Governing {
@@ -126,7 +129,7 @@ impl Governing {
         }
     }
 
-    fn decided(&self, policy: &PolicyId, (at, (action, answer)): (usize, (RuleAction, Answer))) -> Hit {
+    fn decided(&self, policy: &PolicyId, (at, (action, answer)): Decision) -> Hit {
         if let Answer::Unknown(_) = answer {
             return self.hit(policy, Action::Pass, UNKNOWN_RULE);
         }
