@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, reason = "the functions that the tests share may end a test too")]
 
 mod case;
+mod policy_vectors;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,11 @@ const BEGIN: i64 = 1_767_225_600;
 const WINDOW_MS: i64 = 60_000;
 /// How long a flow that is seen in verdicts alone lives after the last one.
 const AGE_MS: i64 = 10_000;
+
+#[test]
+fn the_policy_vectors_hold() {
+    policy_vectors::check();
+}
 
 #[test]
 fn the_vectors_are_the_tracked_scenarios_and_hold() {
