@@ -24,6 +24,8 @@ mod node;
 mod queue;
 #[path = "kernel/reference.rs"]
 mod reference;
+#[path = "kernel/sockets.rs"]
+mod sockets;
 #[path = "kernel/traffic.rs"]
 mod traffic;
 

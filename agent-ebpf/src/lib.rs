@@ -11,6 +11,7 @@ mod drop;
 #[cfg(not(target_arch = "bpf"))]
 mod objects;
 mod offsets;
+mod socket;
 mod stats;
 
 pub use connection::{
@@ -21,6 +22,10 @@ pub use drop::{DropCount, DropKey, OLD_FILTER_REASON, REASON_SLOTS, REASON_SUBSY
 #[cfg(not(target_arch = "bpf"))]
 pub use objects::{OBJECT_AARCH64, OBJECT_X86_64, object};
 pub use offsets::{ABSENT, Settings};
+pub use socket::{
+    ARGS_BYTES, ARGS_UNREAD, Listener, ListenerKey, PART_BYTES, PATH_PARTS, ProcessKey, ProcessRecord,
+    SOCKET_SHARD_CAPACITY, Socket, SocketFlags, SocketKind, SocketRecord, SocketSettings, TcpStats,
+};
 pub use stats::{STATS_SLOTS, Stat, slot};
 
 /// Asserts the size of a shared type, and that its fields fill it: no padding means no uninitialised byte crosses.

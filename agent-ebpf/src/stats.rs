@@ -48,11 +48,34 @@ pub enum Stat {
     DropsNoPorts,
     /// Live connections that were not in CONNECTIONS and had room there: the probe on their start was missed.
     Recovered,
+    /// Sockets seen to begin, and those that found no room in SOCKETS.
+    Sockets,
+    SocketsFull,
+    /// Sockets told at their end, and those that found the ring full.
+    SocketsEnded,
+    SocketsLost,
+    /// Sockets whose end was not seen.
+    SocketsStale,
+    /// Live sockets that a sweep could not report because its ring was full.
+    SocketSweepFull,
+    /// Sockets that could not be read.
+    SocketsUnread,
+    /// Looks at sockets on the loopback of another network namespace: their addresses mean nothing here.
+    SocketsOtherLoopback,
+    /// Sockets older than the agent.
+    SocketsAdopted,
+    /// Listeners that found no room in LISTENERS.
+    ListenersFull,
+    /// Processes told, and those that found the ring full.
+    Processes,
+    ProcessesLost,
+    /// Processes whose arguments could not be read where they were met.
+    ArgsUnread,
 }
 
 /// Slots of `STATS` for one CPU.
-pub const STATS_SLOTS: u32 = 32;
-const _: () = assert!((Stat::Recovered as u32) < STATS_SLOTS);
+pub const STATS_SLOTS: u32 = 64;
+const _: () = assert!((Stat::ArgsUnread as u32) < STATS_SLOTS);
 
 /// The index of a count in an array that has `slots` of them for each CPU.
 #[inline(always)]

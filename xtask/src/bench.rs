@@ -28,8 +28,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if arguments.quick {
         let mut path = cargo("test", "path");
         path.args(["--"].into_iter().chain(filter));
-        let works =
-            path.status()?.success() && (filter.is_some() || cargo("test", "node").status()?.success());
+        let works = path.status()?.success()
+            && (filter.is_some()
+                || (cargo("test", "node").status()?.success()
+                    && cargo("test", "sockets").status()?.success()));
         return Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     if filter.is_none() {
@@ -39,6 +41,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             }
             println!();
         }
+        if !cargo("bench", "sockets").status()?.success() {
+            return Ok(ExitCode::FAILURE);
+        }
+        println!();
     }
     let mut path = cargo("bench", "path");
     path.args(["--"].into_iter().chain(filter)).stdout(Stdio::piped());

@@ -27,6 +27,16 @@ pub fn rsyslog_elasticsearch() -> Option<&'static str> {
     package_of_file(&format!("{folder}/omelasticsearch.so"), "rsyslog-elasticsearch")
 }
 
+/// What tests run as the processes at the two ends of a connection.
+pub const PROCESSES: [Needed; 6] = [
+    ("curl", "curl"),
+    ("python3", "python3"),
+    ("nc", "netcat-openbsd"),
+    ("iperf3", "iperf3"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("unshare", "util-linux"),
+];
+
 /// Where a program is, looking also where root's programs are.
 pub fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&search_path()).map(|folder| folder.join(program)).find(|file| file.is_file())

@@ -48,8 +48,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut report = Report::default();
     if is_root() {
         report.step("programs that tests run", || {
-            packages::install_missing(&[&packages::NODE[..], &packages::STORES].concat(), &[])
-                .map(|()| Outcome::Passed)
+            let needed = [&packages::NODE[..], &packages::STORES[..], &packages::PROCESSES[..]].concat();
+            packages::install_missing(&needed, &[]).map(|()| Outcome::Passed)
         });
     }
     report.step("format", || tool(&["fmt", "--all", "--check"], "rustfmt"));

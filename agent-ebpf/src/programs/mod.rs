@@ -9,8 +9,11 @@ mod drop;
 mod hashes;
 mod identify;
 mod nf_conn;
+mod process;
 mod records;
+mod sockets;
 mod sweep;
+mod tcp;
 
 use aya_ebpf::{
     Global,

@@ -136,6 +136,8 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     info!(
         source = sources.name(),
         drops = sources.drops_state(),
+        processes = sources.collectors_state()[0].1,
+        tcp = sources.collectors_state()[1].1,
         node = %options.node,
         cluster = %origin,
         interval = ?config.flow_logs_flush_interval,

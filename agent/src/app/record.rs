@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
+use tracing::info;
 
 use crate::config::Config;
 use crate::model::Timestamp;
@@ -50,6 +51,14 @@ pub fn record(
     }
     sources.adopt(&mut |observed| lines.observed(observed));
     lines.write_to(output)?;
+    let [processes, tcp] = sources.collectors_state().map(|(_, state)| state);
+    info!(
+        source = sources.name(),
+        drops = sources.drops_state(),
+        processes,
+        tcp,
+        "flowlogd records this node"
+    );
 
     let end = duration.map(|duration| Instant::now() + duration);
     let mut next_flush = Instant::now() + config.flow_logs_flush_interval;

@@ -167,12 +167,12 @@ fields! {
     flow_logs_file_per_flow_process_args_limit "flowLogsFilePerFlowProcessArgsLimit": u32 = 5, Live, CAP;
     /// Time between two flushes: the window of a line.
     flow_logs_flush_interval "flowLogsFlushInterval": Duration = Duration::from_secs(300), Live, INTERVAL;
-    /// Find the process behind a connection.
-    flow_logs_collect_process_info "flowLogsCollectProcessInfo": bool = false, Restart;
-    /// With process info: the full path of the executable, and its arguments.
-    flow_logs_collect_process_path "flowLogsCollectProcessPath": bool = false, Restart;
+    /// Find the processes behind a connection: name, id, arguments.
+    flow_logs_collect_process_info "flowLogsCollectProcessInfo": bool = false, Live;
+    /// With process info: the full path of the executable in place of the name.
+    flow_logs_collect_process_path "flowLogsCollectProcessPath": bool = false, Live;
     /// Collect statistics of TCP sockets.
-    flow_logs_collect_tcp_stats "flowLogsCollectTcpStats": bool = false, Restart;
+    flow_logs_collect_tcp_stats "flowLogsCollectTcpStats": bool = false, Live;
     /// Log every observation and report at debug level.
     flow_logs_collector_debug_trace "flowLogsCollectorDebugTrace": bool = false, Live;
     /// Attribute a domain to a destination only for the client that asked for it.

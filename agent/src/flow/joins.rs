@@ -376,6 +376,8 @@ mod tests {
             pid: 1,
             name: name.into(),
             args: Arc::default(),
+            pod_uid: None,
+            container: None,
         }
     }
 

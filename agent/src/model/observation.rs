@@ -79,8 +79,10 @@ pub enum FlowSide {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpRecord {
-    /// The connection's original or reply tuple.
+    /// The socket's own addresses, the local ones as source: the connection's original tuple at the side that began it
+    /// (before DNAT), its reply tuple at the other (after DNAT).
     pub tuple: FiveTuple,
+    /// 0: no round trip was measured yet, as of `min_rtt_us`.
     pub srtt_us: u64,
     pub min_rtt_us: u64,
     pub send_cwnd: u64,
@@ -111,13 +113,21 @@ pub struct Process {
     pub args: Arc<[Arc<str>]>,
 }
 
+/// Who holds a connection's end. The same tuple and side may come again: the last one holds (a server's listener first,
+/// then the process that accepted), and a live socket is told at each sweep.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessRecord {
+    /// As in [`TcpRecord`].
     pub tuple: FiveTuple,
     pub side: FlowSide,
+    /// As the node numbers it.
     pub pid: u32,
     pub name: Arc<str>,
     pub args: Arc<[Arc<str>]>,
+    /// The uid of the pod whose container the process runs in, also of a pod on the host network; as its cgroup tells.
+    pub pod_uid: Option<Arc<str>>,
+    /// The container's identifier, as its cgroup tells.
+    pub container: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -140,6 +140,8 @@ fn observation(event: &Event) -> Observation {
             pid: u32::from(port) + u32::from(name),
             name: format!("process-{name}").into(),
             args: [Arc::from("-v")].into(),
+            pod_uid: None,
+            container: None,
         }),
         Event::Tcp { src, dst, port, reply, retransmits } => Observation::Tcp(TcpRecord {
             tuple: socket(src, dst, port, reply),

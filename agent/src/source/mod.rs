@@ -3,11 +3,12 @@
 //! under a stage's name.
 //!
 //! [`NodeSources`] is what one node has: a source of connections, chosen by trying, and the drops where the kernel
-//! lets them be counted. Not here: deltas, naming, aggregation. A source gives absolute counters; the pipeline does
+//! lets them be counted, and the collectors of sockets that the configuration asks for. Not here: deltas, naming, aggregation. A source gives absolute counters; the pipeline does
 //! the rest.
 
 pub mod accounting;
 pub mod bypass;
+mod collectors;
 pub mod ebpf;
 pub mod netlink;
 mod node;

@@ -1,4 +1,5 @@
-//! The sources of one node: connections from the first source that the node permits, drops beside it.
+//! The sources of one node: connections from the first source that the node permits, drops beside it, and the
+//! collectors of sockets that are switched on.
 //!
 //! In: what the configuration asks for. Out: observations, in the order in which they must be stepped; losses as
 //! `lost` observations under their stage. `auto` tries `ebpf`, then `netlink`: it attaches or it does not, versions
@@ -16,6 +17,7 @@ use crate::model::{Observation, Timestamp};
 
 use super::Observed;
 use super::accounting::{ACCOUNTING_SYSCTL, ensure_accounting};
+use super::collectors::Collectors;
 use super::ebpf::{self, DropSource, EbpfOptions, EbpfSource};
 use super::netlink::{self, NetlinkOptions, NetlinkSource};
 use super::privilege;
@@ -47,6 +49,7 @@ enum Connections {
 pub struct NodeSources {
     connections: Connections,
     drops: Result<Box<DropSource>, String>,
+    collectors: Collectors,
     batch: Vec<Observed>,
     other_drops: Vec<(String, u64)>,
     failing: bool,
@@ -89,10 +92,13 @@ impl NodeSources {
         if let Err(why) = &drops {
             warn!(%why, "drops cannot be observed: there will be no deny lines");
         }
+        let mut collectors = Collectors::default();
+        collectors.set(config);
         let next_attach = Instant::now();
         Ok(Self {
             connections,
             drops,
+            collectors,
             batch: Vec::new(),
             other_drops: Vec::new(),
             failing: false,
@@ -116,6 +122,16 @@ impl NodeSources {
         if self.drops.is_ok() { "on" } else { "off" }
     }
 
+    /// Switches the collectors of sockets on and off as the configuration now asks.
+    pub fn set_collectors(&mut self, config: &Config) {
+        self.collectors.set(config);
+    }
+
+    /// Each collector of sockets: `on`, `off`, or `refused` by this node.
+    pub fn collectors_state(&self) -> [(&'static str, &'static str); 2] {
+        self.collectors.states()
+    }
+
     /// Everything that the kernel side has counted since the start, by name: what was left out because it is of
     /// another network namespace, what found a map full, and so on.
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
@@ -130,6 +146,7 @@ impl NodeSources {
                 None => counts.push((name, more)),
             }
         }
+        counts.extend(self.collectors.counts());
         counts
     }
 
@@ -164,6 +181,8 @@ impl NodeSources {
         };
         let failed = outcome.is_err();
         self.hand_over(outcome, step);
+        self.collectors.collect(&mut self.batch);
+        self.hand_over_batch(step);
         if failed {
             // A source that fails does not wait.
             std::thread::sleep(timeout);
@@ -203,6 +222,10 @@ impl NodeSources {
 
     /// The counters of everything that lives, the drops, and what was lost since the last sweep.
     pub fn sweep(&mut self, step: &mut dyn FnMut(Observed)) {
+        // Sockets are looked at first, so that a connection finds those that are known by their own end alone; they are
+        // told last, when all connections are known.
+        let mut sockets = Vec::new();
+        self.collectors.sweep(&mut sockets);
         loop {
             // By shards, so that a million connections need no room at once.
             let (outcome, more) = match &mut self.connections {
@@ -219,6 +242,7 @@ impl NodeSources {
                 break;
             }
         }
+        sockets.into_iter().for_each(&mut *step);
         self.collect_drops(step);
         let mut losses = match &mut self.connections {
             Connections::Ebpf(source) => source.losses(),
@@ -228,6 +252,7 @@ impl NodeSources {
             self.other_drops.extend(drops.other_reasons());
             losses.extend(drops.losses());
         }
+        losses.extend(self.collectors.losses());
         for (stage, events) in losses {
             debug!(stage, events, "lost");
             step(Observed { at: now(), observation: Observation::Lost { stage: Arc::from(stage), events } });
@@ -243,11 +268,7 @@ impl NodeSources {
     }
 
     fn hand_over(&mut self, outcome: Result<(), String>, step: &mut dyn FnMut(Observed)) {
-        for observed in self.batch.drain(..) {
-            step(observed);
-        }
-        // A sweep of a million connections must not leave its memory behind.
-        self.batch.shrink_to(1 << 14);
+        self.hand_over_batch(step);
         match outcome {
             Err(error) if !self.failing => {
                 self.failing = true;
@@ -259,6 +280,25 @@ impl NodeSources {
             }
             _ => {}
         }
+    }
+
+    fn hand_over_batch(&mut self, step: &mut dyn FnMut(Observed)) {
+        let mut processes = Vec::new();
+        for observed in self.batch.drain(..) {
+            let at = observed.at;
+            let is_last = self.collectors.of_observation(&observed, &mut processes);
+            let told =
+                processes.drain(..).map(|record| Observed { at, observation: Observation::Process(record) });
+            if is_last {
+                told.for_each(&mut *step);
+                step(observed);
+            } else {
+                step(observed);
+                told.for_each(&mut *step);
+            }
+        }
+        // A sweep of a million connections must not leave its memory behind.
+        self.batch.shrink_to(1 << 14);
     }
 }
 

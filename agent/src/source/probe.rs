@@ -15,7 +15,8 @@ use rustix::fs::{Access, access};
 
 use super::accounting::{ACCOUNTING_SYSCTL, writable_sysctl};
 use super::bypass;
-use super::ebpf::{self, Attached, EbpfProbe, SweepBy};
+use super::collectors::{processes_wanted, tcp_wanted};
+use super::ebpf::{self, Attached, Collector, EbpfProbe, SocketSource, SweepBy};
 use super::netlink::{NetlinkOptions, NetlinkSource};
 use crate::config::{Config, SourceKind};
 
@@ -93,6 +94,7 @@ pub fn findings(config: &Config) -> (Vec<Finding>, Choice) {
     all.push(sysctls_writable());
     all.extend(bypass::findings());
     all.push(log_directory(&config.flow_logs_file_directory));
+    all.extend(collectors(config));
     all.extend(not_yet());
     let choice = choose(config.flow_logs_source, &sources);
     (all, choice)
@@ -372,12 +374,48 @@ fn log_directory(directory: &Path) -> Finding {
     }
 }
 
+/// Processes and TCP statistics: each is tried, whether it is wanted or not.
+fn collectors(config: &Config) -> [Finding; 2] {
+    let processes = Collector::Processes { paths: config.flow_logs_collect_process_path };
+    [
+        ("processes", "flowLogsCollectProcessInfo", processes, processes_wanted(config).is_some()),
+        ("TCP statistics", "flowLogsCollectTcpStats", Collector::TcpStats, tcp_wanted(config).is_some()),
+    ]
+    .map(|(topic, field, collector, is_wanted)| {
+        let tried = SocketSource::try_out(collector).map_err(|error| error.to_string());
+        collector_of(topic, field, is_wanted, tried)
+    })
+}
+
+fn collector_of(
+    topic: &'static str,
+    field: &str,
+    is_wanted: bool,
+    tried: Result<Vec<String>, String>,
+) -> Finding {
+    let (state, detail, remedy) = match (is_wanted, tried) {
+        (true, Ok(lacks)) if lacks.is_empty() => (State::Ok, "collected".to_owned(), String::new()),
+        (true, Ok(lacks)) => (State::Warn, format!("collected, but {}", lacks.join("; ")), String::new()),
+        (true, Err(why)) => (State::Missing, "cannot be collected: its columns stay empty".to_owned(), why),
+        (false, Ok(lacks)) if lacks.is_empty() => {
+            (State::Off, format!("this node offers them; {field} is false"), String::new())
+        }
+        (false, Ok(lacks)) => (
+            State::Off,
+            format!("{field} is false; this node offers them, but {}", lacks.join("; ")),
+            String::new(),
+        ),
+        (false, Err(why)) => {
+            (State::Off, format!("{field} is false, and this node does not offer them: {why}"), String::new())
+        }
+    };
+    Finding::not_ok(topic, state, detail, remedy)
+}
+
 /// Contract fields whose source this version does not have: their columns carry the documented absent value.
 fn not_yet() -> impl Iterator<Item = Finding> {
     [
         ("source tc", "for dataplanes that pass connection tracking by"),
-        ("processes", "process columns stay empty"),
-        ("TCP statistics", "TCP columns stay empty"),
         ("DNS", "no DNS log, no domains"),
         ("policy evaluation", "policies come from verdict lines of a recording alone"),
         ("Kubernetes API watch", "the cluster comes from files (--cluster)"),

@@ -19,7 +19,7 @@ use super::kernels::Kernel;
 use super::tools::{find, output};
 
 /// Programs that the guest is given; busybox brings the rest.
-pub const PROGRAMS: &[&str] = &["nft", "conntrack", "ip", "tc"];
+pub const PROGRAMS: &[&str] = &["nft", "conntrack", "ip", "tc", "ss"];
 
 /// Module folders that are copied whole, with what their modules depend on.
 const MODULES: &[&str] = &[

@@ -70,7 +70,8 @@ pub struct EbpfOptions {
     pub tombstones: u32,
 }
 
-/// Limits that the kernel cases set to reach them: `max_connections=64 shard_capacity=64 ring_bytes=4096 tombstones=8`.
+/// Limits that the kernel cases set to reach them: `max_connections=64 shard_capacity=64 ring_bytes=4096 tombstones=8
+/// max_sockets=64`.
 /// No configuration, and for no operator: what a node needs follows from its own limits.
 pub const TEST_LIMITS: &str = "FLOWLOGD_TEST_LIMITS";
 
@@ -244,9 +245,7 @@ impl EbpfSource {
 
     /// Attaches what is not attached yet; true when everything that is needed is.
     fn attach(&mut self) -> Result<bool, OpenError> {
-        if !std::path::Path::new("/sys/bus/event_source/devices/kprobe").exists()
-            && !std::path::Path::new("/sys/kernel/tracing/kprobe_events").exists()
-        {
+        if !load::has_kprobes() {
             return Err(OpenError::NoKprobes(
                 "neither the kprobe event source nor tracefs offers them".into(),
             ));

@@ -12,7 +12,10 @@ use flowlogd_ebpf::{STATS_SLOTS, Stat};
 use super::load::OpenError;
 use super::mapped::Mapped;
 
-/// Every slot, its name, and whether it stands for something that was lost.
+/// A slot, its name, and whether it stands for something that was lost.
+pub type Names = [(Stat, &'static str, bool)];
+
+/// The slots of connections and drops.
 pub const NAMES: [(Stat, &str, bool); 21] = [
     (Stat::Confirmed, "confirmed", false),
     (Stat::OtherNetns, "other_netns", false),
@@ -40,13 +43,13 @@ pub const NAMES: [(Stat, &str, bool); 21] = [
 /// Totals since the programs were loaded.
 pub struct Counts {
     map: Mapped,
-    /// What [`Self::losses`] told last, in the order of NAMES.
-    told: [u64; NAMES.len()],
+    /// What [`Self::losses`] told last, by slot.
+    told: [u64; STATS_SLOTS as usize],
 }
 
 impl Counts {
     pub fn take(bpf: &mut Ebpf, cpus: u32) -> Result<Self, OpenError> {
-        Ok(Self { map: Mapped::take(bpf, "STATS", STATS_SLOTS, cpus)?, told: [0; NAMES.len()] })
+        Ok(Self { map: Mapped::take(bpf, "STATS", STATS_SLOTS, cpus)?, told: [0; STATS_SLOTS as usize] })
     }
 
     pub fn total(&self, stat: Stat) -> u64 {
@@ -54,14 +57,23 @@ impl Counts {
     }
 
     pub fn totals(&self) -> Vec<(&'static str, u64)> {
-        NAMES.iter().map(|(stat, name, _)| (*name, self.total(*stat))).collect()
+        self.totals_of(&NAMES)
+    }
+
+    pub fn totals_of(&self, names: &Names) -> Vec<(&'static str, u64)> {
+        names.iter().map(|(stat, name, _)| (*name, self.total(*stat))).collect()
     }
 
     /// What was lost since the last call.
     pub fn losses(&mut self) -> Vec<(&'static str, u64)> {
+        self.losses_of(&NAMES)
+    }
+
+    pub fn losses_of(&mut self, names: &Names) -> Vec<(&'static str, u64)> {
         let mut out = Vec::new();
-        for ((stat, name, is_loss), told) in NAMES.iter().zip(self.told.iter_mut()) {
+        for (stat, name, is_loss) in names {
             let total = self.map.total(*stat as u32);
+            let Some(told) = self.told.get_mut(*stat as usize) else { continue };
             if *is_loss && total > *told {
                 out.push((*name, total - *told));
                 *told = total;

@@ -12,7 +12,7 @@ use flowlogd_ebpf::{ABSENT, KernelTuple, OLD_FILTER_REASON, REASON_SUBSYSTEM_BAS
 
 use super::btf::{Btf, BtfError};
 
-const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 const KALLSYMS: &str = "/proc/kallsyms";
 
 /// The reasons that mean "dropped by a filter"; the names after `SKB_DROP_REASON_`.

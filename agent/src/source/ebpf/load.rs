@@ -5,9 +5,11 @@
 //! the verifier's log; errors say what to do. Not here: which programs make a source (`connections.rs`, `drops.rs`).
 
 use aya::maps::{Array, MapData, MapError};
-use aya::programs::{KProbe, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun};
+use aya::programs::{
+    CgroupAttachMode, CgroupSock, Iter, KProbe, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun,
+};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use flowlogd_ebpf::{Control, REASON_SLOTS, STATS_SLOTS, Settings};
+use flowlogd_ebpf::{Control, REASON_SLOTS, STATS_SLOTS, Settings, SocketSettings};
 
 use super::kernel::KernelError;
 use super::mapped;
@@ -65,15 +67,52 @@ impl Sizes {
     pub const NONE: Self = Self { shards: 1, ends_bytes: 4096, swept_bytes: 4096, tombstones: 1 };
 }
 
-pub(super) fn load(settings: &Settings, sizes: &Sizes) -> Result<Ebpf, OpenError> {
-    let object = flowlogd_ebpf::object().ok_or(OpenError::Architecture)?;
-    load_object(object, settings, sizes, mapped::cpus()?)
+/// Sizes of what the collectors of sockets share.
+pub(super) struct SocketSizes {
+    pub shards: u32,
+    pub events_bytes: u32,
+    pub swept_bytes: u32,
+    /// Processes that are believed told, and places where something listens.
+    pub told: u32,
+    pub listeners: u32,
 }
 
-fn load_object(object: &[u8], settings: &Settings, sizes: &Sizes, cpus: u32) -> Result<Ebpf, OpenError> {
+impl SocketSizes {
+    pub const NONE: Self = Self { shards: 1, events_bytes: 4096, swept_bytes: 4096, told: 1, listeners: 1 };
+}
+
+pub(super) fn load(settings: &Settings, sizes: &Sizes) -> Result<Ebpf, OpenError> {
+    let object = flowlogd_ebpf::object().ok_or(OpenError::Architecture)?;
+    let none = (&SocketSettings::NONE, &SocketSizes::NONE);
+    load_object(object, settings, sizes, none, mapped::cpus()?)
+}
+
+/// For a collector of sockets.
+pub(super) fn load_sockets(
+    settings: &Settings,
+    sockets: &SocketSettings,
+    sizes: &SocketSizes,
+) -> Result<Ebpf, OpenError> {
+    let object = flowlogd_ebpf::object().ok_or(OpenError::Architecture)?;
+    load_object(object, settings, &Sizes::NONE, (sockets, sizes), mapped::cpus()?)
+}
+
+fn load_object(
+    object: &[u8],
+    settings: &Settings,
+    sizes: &Sizes,
+    (sockets, socket_sizes): (&SocketSettings, &SocketSizes),
+    cpus: u32,
+) -> Result<Ebpf, OpenError> {
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SETTINGS", settings, true)
+        .override_global("SOCKET_SETTINGS", sockets, true)
+        .map_max_entries("SOCKETS", socket_sizes.shards)
+        .map_max_entries("SOCKET_EVENTS", socket_sizes.events_bytes)
+        .map_max_entries("SOCKETS_SWEPT", socket_sizes.swept_bytes)
+        .map_max_entries("TOLD", socket_sizes.told)
+        .map_max_entries("LISTENERS", socket_sizes.listeners)
         .map_max_entries("STATS", cpus.saturating_mul(STATS_SLOTS))
         .map_max_entries("REASONS", cpus.saturating_mul(REASON_SLOTS))
         .map_max_entries("CONNECTIONS", sizes.shards)
@@ -157,6 +196,67 @@ pub(super) fn load_kprobe(bpf: &mut Ebpf, name: &'static str) -> Result<(), Open
     program.load().map_err(|error| refusal(name, &error))
 }
 
+/// Loads a cgroup program and attaches it to a cgroup by a link, which is always beside whatever else is there.
+pub(super) fn attach_cgroup_sock(
+    bpf: &mut Ebpf,
+    name: &'static str,
+    cgroup: &std::path::Path,
+) -> Result<(), OpenError> {
+    let program: &mut CgroupSock = bpf
+        .program_mut(name)
+        .ok_or_else(|| no_such(name))?
+        .try_into()
+        .map_err(|error| refusal(name, &error))?;
+    program.load().map_err(|error| refusal(name, &error))?;
+    let fail = |reason: String| OpenError::Program {
+        program: name,
+        reason: format!("cannot attach to {}: {reason}", cgroup.display()),
+    };
+    let folder = std::fs::File::open(cgroup).map_err(|error| fail(error.to_string()))?;
+    program.attach(folder, CgroupAttachMode::Single).map_err(|error| fail(chain(&error)))?;
+    Ok(())
+}
+
+/// Loads a program on the return of a kernel function and attaches it.
+pub(super) fn attach_return_probe(
+    bpf: &mut Ebpf,
+    name: &'static str,
+    function: &str,
+) -> Result<(), OpenError> {
+    if !has_kprobes() {
+        return Err(OpenError::Program { program: name, reason: "the kernel has no kprobes".into() });
+    }
+    load_kprobe(bpf, name)?;
+    kprobe(bpf, name)?.attach(function, 0).map(drop).map_err(|error| OpenError::Program {
+        program: name,
+        reason: format!("cannot attach to the return of {function}: {}", chain(&error)),
+    })
+}
+
+pub(super) fn has_kprobes() -> bool {
+    std::path::Path::new("/sys/bus/event_source/devices/kprobe").exists()
+        || std::path::Path::new("/sys/kernel/tracing/kprobe_events").exists()
+}
+
+/// Runs an iterator over the open files of all processes, `walks` times. It writes nothing: what it finds is in the maps.
+pub(super) fn walk_files(bpf: &mut Ebpf, name: &'static str, walks: u32) -> Result<(), OpenError> {
+    let fail = |reason: String| OpenError::Program { program: name, reason };
+    let btf = aya::Btf::from_sys_fs().map_err(|error| fail(chain(&error)))?;
+    let program: &mut Iter = bpf
+        .program_mut(name)
+        .ok_or_else(|| no_such(name))?
+        .try_into()
+        .map_err(|error| refusal(name, &error))?;
+    program.load("task_file", &btf).map_err(|error| refusal(name, &error))?;
+    for _ in 0..walks {
+        let link = program.attach().map_err(|error| fail(chain(&error)))?;
+        let link = program.take_link(link).map_err(|error| fail(chain(&error)))?;
+        let mut walk = link.into_file().map_err(|error| fail(chain(&error)))?;
+        std::io::copy(&mut walk, &mut std::io::sink()).map_err(|error| fail(error.to_string()))?;
+    }
+    Ok(())
+}
+
 /// Runs a loaded raw tracepoint program once, in this thread. Gives what the program returned.
 pub(super) fn run(bpf: &Ebpf, name: &'static str, args: &[u64]) -> Result<i32, SourceError> {
     let fail = |source| SourceError::Run { program: name, source };
@@ -209,6 +309,8 @@ mod tests {
     use aya::programs::Program;
 
     use super::super::kernel::Kernel;
+    use super::super::socket_offsets;
+    use super::super::sockets::Collector;
     use super::*;
 
     #[test]
@@ -220,25 +322,32 @@ mod tests {
                 return;
             }
         };
+        let btf = aya::Btf::from_sys_fs().unwrap();
         for object in [flowlogd_ebpf::OBJECT_X86_64, flowlogd_ebpf::OBJECT_AARCH64] {
-            let mut bpf = match load_object(object, &settings, &Sizes::NONE, 4) {
-                Ok(bpf) => bpf,
-                Err(error) => {
-                    eprintln!("SKIPPED: {error}");
-                    return;
+            for collector in [Collector::Processes { paths: true }, Collector::TcpStats] {
+                let sockets = socket_offsets::resolve(collector, 1).unwrap();
+                let sizes = (&sockets, &SocketSizes::NONE);
+                let mut bpf = match load_object(object, &settings, &Sizes::NONE, sizes, 4) {
+                    Ok(bpf) => bpf,
+                    Err(error) => {
+                        eprintln!("SKIPPED: {error}");
+                        return;
+                    }
+                };
+                let mut seen = 0;
+                for (name, program) in bpf.programs_mut() {
+                    seen += 1;
+                    match program {
+                        Program::RawTracePoint(program) => program.load(),
+                        Program::KProbe(program) => program.load(),
+                        Program::CgroupSock(program) => program.load(),
+                        Program::Iter(program) => program.load("task_file", &btf),
+                        other => panic!("{name}: {other:?}"),
+                    }
+                    .unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
                 }
-            };
-            let mut seen = 0;
-            for (name, program) in bpf.programs_mut() {
-                seen += 1;
-                match program {
-                    Program::RawTracePoint(program) => program.load(),
-                    Program::KProbe(program) => program.load(),
-                    other => panic!("{name}: {other:?}"),
-                }
-                .unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
+                assert_eq!(seen, 16);
             }
-            assert_eq!(seen, 9);
         }
     }
 

@@ -7,14 +7,19 @@
 
 mod btf;
 mod connections;
+mod containers;
 mod counts;
+mod datagrams;
 mod drops;
 mod kernel;
 mod load;
 mod mapped;
 mod probe;
+mod processes;
 mod records;
 mod ring;
+mod socket_offsets;
+mod sockets;
 mod watch;
 
 pub use connections::{Attached, EbpfOptions, EbpfSource, EbpfStatus, SweepBy, TEST_LIMITS};
@@ -22,5 +27,6 @@ pub use drops::DropSource;
 pub use kernel::FILTER_REASONS;
 pub use load::{OpenError, SourceError};
 pub use probe::{EbpfProbe, probe};
+pub use sockets::{Collector, SocketSource};
 
 use super::Observed;

@@ -1,4 +1,4 @@
-//! Reading a ring buffer of connection records.
+//! Reading a ring buffer of records.
 //!
 //! In: a ring that the programs fill. Out: records, in the order in which they were reserved. What always holds: one drain
 //! is bounded, so that a busy kernel cannot keep the caller here. Not here: their meaning (`records.rs`).
@@ -6,8 +6,8 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use aya::Ebpf;
 use aya::maps::{MapData, MapError, RingBuf};
+use aya::{Ebpf, Pod};
 use flowlogd_ebpf::ConnectionRecord;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -30,14 +30,22 @@ impl Ring {
 
     /// Hands out what is there now; gives how many records that were.
     pub fn drain(&mut self, mut each: impl FnMut(&ConnectionRecord)) -> usize {
+        let mut malformed = 0;
+        let n = self.drain_bytes(|bytes| match decode(bytes) {
+            Some(record) => each(&record),
+            None => malformed += 1,
+        });
+        self.malformed += malformed;
+        n
+    }
+
+    /// The same for a ring of records of several kinds.
+    pub fn drain_bytes(&mut self, mut each: impl FnMut(&[u8])) -> usize {
         let mut n = 0;
         while n < DRAIN_LIMIT {
             let Some(item) = self.ring.next() else { break };
             n += 1;
-            match decode(&item) {
-                Some(record) => each(&record),
-                None => self.malformed += 1,
-            }
+            each(&item);
         }
         n
     }
@@ -56,13 +64,13 @@ impl Ring {
     }
 }
 
-fn decode(bytes: &[u8]) -> Option<ConnectionRecord> {
-    if bytes.len() < size_of::<ConnectionRecord>() {
+pub(super) fn decode<T: Pod>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
         return None;
     }
-    // SAFETY: the slice holds at least the record's size (checked above), any bytes are a valid record (integers without
-    // padding, asserted where the type is defined), and `read_unaligned` asks for no alignment.
-    Some(unsafe { bytes.as_ptr().cast::<ConnectionRecord>().read_unaligned() })
+    // SAFETY: the slice holds at least the record's size (checked above), any bytes are a valid record (`Pod`: integers
+    // without padding, asserted where the type is defined), and `read_unaligned` asks for no alignment.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 #[cfg(test)]
@@ -71,9 +79,12 @@ mod tests {
 
     #[test]
     fn short_records_are_refused() {
-        assert!(decode(&[0; 135]).is_none());
+        assert!(decode::<ConnectionRecord>(&[0; 135]).is_none());
         let mut bytes = [0_u8; 136];
         bytes[0] = 7;
-        assert_eq!(decode(&bytes).unwrap().at_ns, u64::from_ne_bytes([7, 0, 0, 0, 0, 0, 0, 0]));
+        assert_eq!(
+            decode::<ConnectionRecord>(&bytes).unwrap().at_ns,
+            u64::from_ne_bytes([7, 0, 0, 0, 0, 0, 0, 0])
+        );
     }
 }

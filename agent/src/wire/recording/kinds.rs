@@ -483,24 +483,28 @@ pub struct Process {
     pid: Number32,
     name: Arc<str>,
     args: Arc<[Arc<str>]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pod_uid: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    container: Option<Arc<str>>,
 }
 
 impl Process {
     fn of(record: &ProcessRecord) -> Self {
         let Ends { src, src_port, dst, dst_port } = Ends::of(record.tuple.proto, &record.tuple.addresses);
+        let end = if record.side == FlowSide::Src { SideName::Src } else { SideName::Dst };
         Self {
             proto: ProtoName(record.tuple.proto),
             src,
             src_port,
             dst,
             dst_port,
-            end: match record.side {
-                FlowSide::Src => SideName::Src,
-                FlowSide::Dst => SideName::Dst,
-            },
+            end,
             pid: Number32(record.pid),
             name: record.name.clone(),
             args: record.args.clone(),
+            pod_uid: record.pod_uid.clone(),
+            container: record.container.clone(),
         }
     }
 
@@ -514,6 +518,8 @@ impl Process {
             pid: self.pid.0,
             name: self.name,
             args: self.args,
+            pod_uid: self.pod_uid,
+            container: self.container,
         })))
     }
 }

@@ -146,13 +146,17 @@ fn drop_verdict_tcp_process_dns_lost() {
         })
     );
     assert_eq!(
-        observation(&format!(r#""process":{{{five},"end":"dst","pid":42,"name":"dns","args":["-v",""]}}"#)),
+        observation(&format!(
+            r#""process":{{{five},"end":"dst","pid":42,"name":"dns","args":["-v",""],"pod_uid":"6ba7b810"}}"#
+        )),
         Observation::Process(ProcessRecord {
             tuple,
             side: FlowSide::Dst,
             pid: 42,
             name: "dns".into(),
             args: ["-v".into(), "".into()].into(),
+            pod_uid: Some("6ba7b810".into()),
+            container: None,
         })
     );
     assert_eq!(
@@ -470,14 +474,16 @@ fn any_observation() -> impl Strategy<Value = Observation> {
             unrecovered_rto: n[6],
         })
     });
-    let process = (tuple(), any::<bool>(), any::<u32>(), text(), vec(text(), 0..3)).prop_map(
-        |(tuple, is_src, pid, name, args)| {
+    let process = (tuple(), any::<bool>(), any::<u32>(), text(), vec(text(), 0..3), vec(text(), 2)).prop_map(
+        |(tuple, is_src, pid, name, args, pod)| {
             Observation::Process(ProcessRecord {
                 tuple,
                 side: if is_src { FlowSide::Src } else { FlowSide::Dst },
                 pid,
                 name,
                 args: args.into(),
+                pod_uid: pod.first().filter(|text| !text.is_empty()).cloned(),
+                container: pod.get(1).filter(|text| !text.is_empty()).cloned(),
             })
         },
     );
