@@ -12,8 +12,8 @@
 //! ```text
 //! main -> cli -> { app, config, filter, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
 //! app -> { aggregate, config, http, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
-//! http -> { config, telemetry }
-//! telemetry -> { model, pipeline, sink }   source -> { config, model }   sink -> { config, filter, model, wire }   watch -> { cluster, config, model, policy, snapshot }
+//! http -> { config, telemetry }   telemetry -> { model, pipeline, sink, watch }   source -> { config, model }
+//! sink -> { config, filter, model, wire }   watch -> { cluster, config, model, policy, snapshot }
 //! pipeline -> { flow, snapshot, cluster, policy, aggregate, model }   snapshot -> { cluster, model, policy }
 //! policy -> { cluster, model }   aggregate -> { filter, model }   config -> filter   wire, filter, flow, cluster -> model   model -> std
 //! ```

@@ -98,15 +98,16 @@ impl World {
         }
     }
 
-    /// These are all objects of the kind that there are: the swap at the end of a relist.
-    pub fn replace_all(&mut self, kind: Kind, objects: Vec<Object>, at: Timestamp) {
+    /// These are all objects of the kind that there are: the swap at the end of a relist, at `at`. What is gone has
+    /// been so since `gone`.
+    pub fn replace_all(&mut self, kind: Kind, objects: Vec<Object>, gone: Timestamp, at: Timestamp) {
         match kind {
             Kind::Cluster(kind) => {
                 let objects = objects.into_iter().filter_map(|object| match object {
                     Object::Cluster(object) => Some(object),
                     Object::Policy(_) => None,
                 });
-                self.cluster.replace_all(kind, objects.collect(), at);
+                self.cluster.replace_all(kind, objects.collect(), gone, at);
             }
             Kind::Policy(kind) => {
                 let resources = objects.into_iter().filter_map(|object| match object {
@@ -121,6 +122,14 @@ impl World {
     /// Forgets owners of addresses whose grace ended by `now`; see [`Cluster::expire`].
     pub fn expire(&mut self, now: Timestamp) {
         self.cluster.expire(now);
+    }
+
+    /// How many objects of this kind are known.
+    pub fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Cluster(kind) => self.cluster.count(kind),
+            Kind::Policy(kind) => self.policies.count(kind),
+        }
     }
 
     pub fn version(&self) -> u64 {

@@ -5,7 +5,6 @@
 //! on a clean stop a checkpoint. Always: what sources told before the stop is in the last window (open connections
 //! are not completed); a window that the writer cannot take is counted, never waited for.
 
-use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,16 +23,16 @@ use crate::pipeline::{Input, Limits, Pipeline};
 use crate::sink::checkpoint::{self, Checkpoint};
 use crate::sink::live::Live;
 use crate::sink::{FileOptions, FileSink, Reader, SinkError, StdoutSink};
-use crate::snapshot::{Snapshot, World};
+use crate::snapshot::Snapshot;
 use crate::source::bypass;
 use crate::source::probe::State;
 use crate::source::{NodeSources, Observed, SourcesError};
 use crate::telemetry::{Metric, Metrics, Series, Value};
-use crate::watch::{self, ConnectError, ManifestError};
+use crate::watch::{ConnectError, ManifestError};
 use crate::wire::flow_log::{LineFormat, encode_all};
 
 use super::outside::{Beats, Outside, Shown};
-use super::replay::nodes_there;
+use super::world::{Batch, Origin, Watched, load_world};
 use super::{Clock, Tasks, line_format, settings};
 
 /// How long the source may wait for the kernel before the loop looks at the time and the stop flag.
@@ -54,7 +53,7 @@ pub struct DaemonOptions {
     pub node: Arc<str>,
     /// Manifests instead of an API server.
     pub cluster: Vec<PathBuf>,
-    /// Where the API server is, if no manifests are given; else see [`watch::locate`].
+    /// Where the API server is, if no manifests are given; else see [`crate::watch::locate`].
     pub kubeconfig: Option<PathBuf>,
     /// Lines go to stdout instead of the file.
     pub stdout: bool,
@@ -88,8 +87,14 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     let mut clock = Clock::start();
     // The place where asynchronous tasks are spawned is below, when everything that they share is there.
     let tasks = Tasks::start().map_err(RunError::Thread)?;
-    let origin = Origin::of(options);
-    let world = Arc::new(ArcSwap::from_pointee(load_world(options)?.snapshot()));
+    let origin = Origin::of(&options.cluster, options.kubeconfig.as_deref());
+    let world = Arc::new(ArcSwap::from_pointee(load_world(&options.cluster, &options.node)?.snapshot()));
+    let watched = match &origin {
+        Origin::Server(server) => {
+            Some(Watched::start(server, &options.node, &tasks, world.clone(), metrics.clone())?)
+        }
+        Origin::Manifests | Origin::Nowhere => None,
+    };
 
     // The lock comes first: a second agent must not even read the checkpoint.
     let mut output = Output::open(options, metrics.clone(), clock.now())?;
@@ -156,7 +161,11 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
             let _ = beats.observing.set(format!("{}, drops {}", sources.name(), sources.drops_state()));
         }
         let stopping = stop.load(Ordering::Relaxed) || writer.is_done();
-        let due = next_flush.saturating_duration_since(Instant::now());
+        let mut due = next_flush.saturating_duration_since(Instant::now());
+        if due.is_zero() && watched.as_ref().is_some_and(|watched| !watched.status.may_name()) {
+            // Names are not known yet: flows are held, for as long as the watch says.
+            due = POLL;
+        }
         if !stopping && !due.is_zero() {
             let mut batch = Batch::of(&world);
             sources.poll(POLL.min(due), &mut |observed| step(&mut pipeline, &mut batch, observed));
@@ -167,7 +176,11 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         sources.sweep(&mut |observed| step(&mut pipeline, &mut batch, observed));
         metrics.sweep_duration.observe(began.elapsed());
         let snapshot = world.load_full();
-        close_window(&mut pipeline, &mut sources, &writer, metrics, clock.now(), &snapshot, stopping);
+        let now = clock.now();
+        let lines = close_window(&mut pipeline, &mut sources, &writer, metrics, now, &snapshot, stopping);
+        if let Some(watched) = &watched {
+            watched.window_closed(now, lines, metrics);
+        }
         if stopping {
             // What ended while that window was closed: nothing that the kernel has told is lost by the stop.
             let mut more = false;
@@ -195,50 +208,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     writer.finish(&entries, clock.now())
 }
 
-/// One batch of observations: the world is loaded once, when the first of them comes.
-struct Batch<'a> {
-    world: &'a ArcSwap<Snapshot>,
-    loaded: Option<Arc<Snapshot>>,
-}
-
-impl<'a> Batch<'a> {
-    fn of(world: &'a ArcSwap<Snapshot>) -> Self {
-        Self { world, loaded: None }
-    }
-
-    fn snapshot(&mut self) -> &Snapshot {
-        self.loaded.get_or_insert_with(|| self.world.load_full())
-    }
-}
-
-/// Where the world comes from.
-enum Origin {
-    Manifests,
-    Server(watch::Server),
-    /// No cluster at all: ends are named by their addresses.
-    Nowhere,
-}
-
-impl Origin {
-    fn of(options: &DaemonOptions) -> Self {
-        if !options.cluster.is_empty() {
-            return Self::Manifests;
-        }
-        watch::locate(options.kubeconfig.as_deref()).map_or(Self::Nowhere, Self::Server)
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Manifests => f.write_str("manifests"),
-            Self::Server(server) => server.fmt(f),
-            Self::Nowhere => f.write_str("none"),
-        }
-    }
-}
-
-/// Flushes the pipeline, hands the window to the writer and takes over the counts.
+/// Flushes the pipeline, hands the window to the writer and takes over the counts. Says how many lines that are.
 fn close_window(
     pipeline: &mut Pipeline,
     sources: &mut NodeSources,
@@ -247,7 +217,7 @@ fn close_window(
     now: Timestamp,
     snapshot: &Snapshot,
     last: bool,
-) {
+) -> u64 {
     let began = Instant::now();
     let logs = pipeline.step(Input::Flush, now, snapshot);
     metrics.flush_duration.observe(began.elapsed());
@@ -258,11 +228,13 @@ fn close_window(
     for (event, total) in sources.counts() {
         metrics.kernel_events.set(event, total);
     }
-    let Some(logs) = logs else { return };
+    let Some(logs) = logs else { return 0 };
     debug!(records = logs.records.len(), lost_events = logs.lost_events, "window closed");
     metrics.flushes.add(1);
     count_lines(&logs, metrics);
+    let lines = logs.records.len() as u64;
     writer.send(logs, last, metrics);
+    lines
 }
 
 /// One addition a label, however many lines there are.
@@ -323,29 +295,6 @@ fn warn_of_bypasses() -> Result<(), RunError> {
         }
     };
     thread::Builder::new().name("bypass".into()).spawn(look).map(drop).map_err(RunError::Thread)
-}
-
-fn load_world(options: &DaemonOptions) -> Result<World, RunError> {
-    let mut world = World::new(options.node.clone());
-    if options.cluster.is_empty() {
-        return Ok(world);
-    }
-    let manifests = watch::load(&options.cluster, false)?;
-    for problem in &manifests.skipped {
-        warn!(%problem, "manifest left out");
-    }
-    world.inhabit();
-    for object in manifests.objects {
-        world.apply(object, Timestamp::MIN);
-    }
-    if !world.cluster.names_local_node() {
-        warn!(
-            node = %options.node,
-            cluster = nodes_there(&world.cluster.node_names()),
-            "nothing in the cluster names this node, so no flow has a local end: give its name with --node"
-        );
-    }
-    Ok(world)
 }
 
 /// Addresses of this network namespace; without a cluster they tell which end is here.

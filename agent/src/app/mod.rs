@@ -12,6 +12,7 @@ mod record;
 mod replay;
 mod settings;
 mod tasks;
+mod world;
 
 pub use clock::Clock;
 pub use daemon::{DaemonOptions, RunError, run};

@@ -94,16 +94,19 @@ impl Cluster {
         self.count_change(object.kind, changed);
     }
 
-    /// These are all objects of the kind that there are: the swap at the end of a relist. Objects of other kinds
-    /// among them are applied too.
-    pub fn replace_all(&mut self, kind: ObjectKind, objects: Vec<Object>, at: Timestamp) {
+    /// These are all objects of the kind that there are, at `at`: the swap at the end of a relist. What is not among
+    /// them, or is there as another of the same name, has been gone since `gone` (not later than `at`): nobody was
+    /// looking. Objects of other kinds among them are applied too.
+    pub fn replace_all(&mut self, kind: ObjectKind, objects: Vec<Object>, gone: Timestamp, at: Timestamp) {
         let present: std::collections::HashSet<_> =
             objects.iter().filter(|o| o.kind() == kind).map(Object::object_name).collect();
-        let mut gone: Vec<_> =
+        let mut absent: Vec<_> =
             self.names_of(kind).into_iter().filter(|name| !present.contains(name)).collect();
-        gone.sort();
-        for ObjectName { namespace, name } in gone {
-            self.delete(&ObjectRef { kind, namespace, name, uid: None }, at);
+        let replaced = objects.iter().filter(|o| o.kind() == kind && self.is_another(o));
+        absent.extend(replaced.map(Object::object_name));
+        absent.sort();
+        for ObjectName { namespace, name } in absent {
+            self.delete(&ObjectRef { kind, namespace, name, uid: None }, gone);
         }
         for object in objects {
             self.apply(object, at);
@@ -114,6 +117,18 @@ impl Cluster {
     /// so `now` must not be later than the beginning of the oldest flow whose names are not settled.
     pub fn expire(&mut self, now: Timestamp) {
         self.version += u64::from(self.owners.expire(now));
+    }
+
+    /// A pod or host endpoint of the same name is known, with another uid.
+    fn is_another(&self, object: &Object) -> bool {
+        let (known, uid) = match object {
+            Object::Pod(pod) => (self.pods.get(&object.object_name()).map(|known| &known.endpoint), &pod.uid),
+            Object::HostEndpoint(hep) => {
+                (self.host_endpoints.get(&hep.name).map(|known| &known.endpoint), &hep.uid)
+            }
+            _ => return false,
+        };
+        known.is_some_and(|known| known.uid != *uid)
     }
 
     fn names_of(&self, kind: ObjectKind) -> Vec<ObjectName> {

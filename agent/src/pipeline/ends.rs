@@ -65,7 +65,8 @@ pub(super) struct Unnamed<'a> {
     pub(super) known: &'a [Option<Arc<Endpoint>>; 2],
 }
 
-/// Endpoints only: what a flow takes along from its beginning. What is known of it stays.
+/// Endpoints only: what a flow takes along from its beginning. What is known of it stays, unless it has become known
+/// since that the address was another's by then: a watch that was cut off tells so later.
 pub(super) fn endpoints(
     cluster: &Cluster,
     settings: &Settings,
@@ -75,7 +76,11 @@ pub(super) fn endpoints(
 ) -> [Option<Arc<Endpoint>>; 2] {
     let [source, dest] = known;
     [(addresses.src, source), (addresses.dst, dest)].map(|(ip, known)| {
-        known.as_ref().or_else(|| cluster.endpoint_at(ip, began, settings.host_endpoints)).cloned()
+        match (known, cluster.endpoint_at(ip, began, settings.host_endpoints)) {
+            (Some(known), Some(owner)) if !owner.same_identity(known) => Some(owner.clone()),
+            (Some(known), _) => Some(known.clone()),
+            (None, owner) => owner.cloned(),
+        }
     })
 }
 

@@ -172,6 +172,15 @@ impl Policies {
         self.count(known || was_broken)
     }
 
+    /// How many resources of this kind are known.
+    pub fn count(&self, kind: ResourceKind) -> usize {
+        match kind {
+            ResourceKind::Tier => self.tiers.len(),
+            ResourceKind::Profile => self.profiles.len(),
+            ResourceKind::Policy(of) => self.policies.keys().filter(|id| id.kind == of).count(),
+        }
+    }
+
     /// These are all resources of the kind that there are.
     pub fn replace_all(&mut self, kind: ResourceKind, resources: Vec<Resource>) {
         let present: std::collections::HashSet<_> = resources.iter().map(Resource::reference).collect();

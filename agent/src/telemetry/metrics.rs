@@ -9,6 +9,7 @@
 use crate::model::Counters;
 use crate::pipeline::Stats;
 use crate::sink::SinkStats;
+use crate::watch::{Phase, Status};
 
 use super::metric::{Counter, Family, Family2, Gauge, Histogram, metrics};
 
@@ -70,6 +71,26 @@ metrics! {
     clock_steps_back: Counter(Counter) = "flowlogd_clock_steps_back_total";
     /// Objects of the cluster that could not be used.
     cluster_objects_refused: Family(Counter) = "flowlogd_cluster_objects_refused_total" ["kind"];
+    /// Objects of the cluster that are known, by kind.
+    cluster_objects: Family(Gauge) = "flowlogd_cluster_objects" ["kind"];
+    /// 1 for the state in which the watch of a kind is.
+    watch_state: Family2(Gauge) = "flowlogd_watch_state" ["kind", "state"];
+    /// 1 when all kinds have been known once: names are taken from the cluster.
+    watch_synced: Gauge(Gauge) = "flowlogd_watch_synced";
+    /// Seconds since the API server last said something of a kind that is watched.
+    watch_silent: Family(Gauge) = "flowlogd_watch_silent_seconds" ["kind"];
+    /// Requests and watches of the API server that failed.
+    watch_errors: Family2(Counter) = "flowlogd_watch_errors_total" ["kind", "reason"];
+    /// Times that all objects of a kind were asked for.
+    watch_relists: Family(Counter) = "flowlogd_watch_relists_total" ["kind"];
+    /// Events of watches.
+    watch_events: Family(Counter) = "flowlogd_watch_events_total" ["kind"];
+    /// Events that were older than what was known already.
+    watch_stale_events: Family(Counter) = "flowlogd_watch_stale_events_total" ["kind"];
+    /// Bytes of the API server's answers.
+    watch_bytes: Family(Counter) = "flowlogd_watch_bytes_total" ["kind"];
+    /// Lines written before the cluster was known: they name their ends by address only.
+    lines_by_address_only: Counter(Counter) = "flowlogd_lines_by_address_only_total";
     /// Configuration values that were not allowed, by layer.
     bad_configuration_values: Family(Counter) = "flowlogd_bad_configuration_values_total" ["layer"];
     /// Checkpoints that were refused at the start.
@@ -134,6 +155,30 @@ impl Metrics {
         filtered("disabled", stats.filtered_records, stats.filtered);
         for (place, (records, traffic)) in (1..).zip(&stats.filtered_by_rule) {
             filtered(&format!("rule {place}"), *records, *traffic);
+        }
+    }
+
+    /// Takes over how the watch of the cluster fares.
+    pub fn set_watch(&self, status: &Status) {
+        self.watch_synced.set(u64::from(status.is_synced()));
+        for kind in &status.kinds {
+            let name = kind.kind;
+            for phase in Phase::ALL {
+                self.watch_state.set_to([name, phase.name()], u64::from(kind.phase() == phase));
+            }
+            if matches!(kind.phase(), Phase::Unknown | Phase::NotServed) {
+                continue;
+            }
+            self.cluster_objects.set(name, kind.objects());
+            self.watch_silent.set(name, kind.silent().as_secs());
+            self.cluster_objects_refused.set(name, kind.refused());
+            self.watch_relists.set(name, kind.relists());
+            self.watch_events.set(name, kind.events());
+            self.watch_stale_events.set(name, kind.stale_events());
+            self.watch_bytes.set(name, kind.bytes());
+            for (reason, errors) in kind.errors() {
+                self.watch_errors.set_to([name, reason], errors);
+            }
         }
     }
 

@@ -9,6 +9,7 @@
 mod metric;
 mod metrics;
 mod process;
+mod readiness;
 mod table;
 
 pub use metric::{
@@ -17,6 +18,7 @@ pub use metric::{
 };
 pub use metrics::Metrics;
 pub use process::ProcessMetrics;
+pub use readiness::Readiness;
 pub use table::markdown_table;
 
 use tracing_subscriber::EnvFilter;

@@ -105,6 +105,50 @@ pub fn decode(value: Value) -> Result<Decoded, DecodeError> {
     decoded.map(Object::Cluster).map(Decoded::Object).map_err(|error| DecodeError { object, ..error })
 }
 
+/// The same from text, for an object whose kind is known: items of a list do not say theirs. Kinds of which there are many
+/// are read at once into what is used of them.
+///
+/// # Errors
+/// Text that is not JSON; a field that is missing, of the wrong type or not valid.
+pub fn decode_text(api_version: &str, kind: &str, text: &str) -> Result<Decoded, DecodeError> {
+    let types = objects::TypeMeta { api_version: api_version.into(), kind: kind.into() };
+    let decoded = match kind_of(&types) {
+        Some(ObjectKind::Pod) => read(text, pod),
+        Some(ObjectKind::Node) => read(text, node),
+        Some(ObjectKind::Namespace) => read(text, namespace),
+        Some(ObjectKind::ServiceAccount) => read(text, service_account),
+        Some(ObjectKind::Service) => read(text, service),
+        Some(ObjectKind::EndpointSlice) => read(text, endpoint_slice),
+        Some(ObjectKind::Endpoints) => read(text, endpoints),
+        _ => None,
+    };
+    if let Some(object) = decoded {
+        return Ok(Decoded::Object(Object::Cluster(object)));
+    }
+    // The longer way also says what is wrong, and where.
+    let mut value: Value = serde_json::from_str(text).map_err(|error| DecodeError {
+        object: format!("object of kind {kind}"),
+        ..invalid(".", format!("is not JSON: {error}"))
+    })?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("apiVersion".to_owned(), api_version.into());
+        fields.insert("kind".to_owned(), kind.into());
+    }
+    decode(value)
+}
+
+/// `None`: something is wrong with it.
+fn read<T: DeserializeOwned>(
+    text: &str,
+    check: fn(T) -> Result<cluster::Object, DecodeError>,
+) -> Option<cluster::Object> {
+    // serde would read a sequence as the fields in order.
+    if !text.trim_start().starts_with('{') {
+        return None;
+    }
+    serde_json::from_str(text).ok().and_then(|object| check(object).ok())
+}
+
 /// What a recording's `delete` names: `{"apiVersion","kind","namespace"?,"name"}`.
 ///
 /// # Errors

@@ -526,7 +526,7 @@ fn a_relist_swaps_whole() {
         Object::Pod(pod("stays", "node-1", &["10.1.0.2"])),
         Object::Pod(pod("new", "node-1", &["10.1.0.3"])),
     ];
-    c.replace_all(ObjectKind::Pod, fresh, t(100));
+    c.replace_all(ObjectKind::Pod, fresh, t(100), t(100));
     assert_eq!(c.count(ObjectKind::Pod), 2);
     assert_eq!(c.count(ObjectKind::GlobalNetworkSet), 1);
     assert_eq!(owner(&c, "10.1.0.1", 99).as_deref(), Some("gone"));
