@@ -29,6 +29,13 @@ pub struct Link {
     pub(super) served: watch::Receiver<Option<Arc<Served>>>,
 }
 
+/// Kinds that are followed as they are written.
+pub struct Raw {
+    pub told: mpsc::Receiver<(usize, Told<Value>)>,
+    /// How it fares.
+    pub status: Arc<Status>,
+}
+
 impl Link {
     /// The link, and the task that keeps looking what is served; `more` are kinds beside the world's that will be asked for.
     pub fn new(
@@ -49,11 +56,8 @@ impl Link {
     }
 
     /// Objects of these kinds as they are written, each with its `apiVersion` and `kind`: the tag is the place of its kind
-    /// in `wanted`. The future follows until the receiver is dropped; the status tells how it fares.
-    pub fn raw(
-        &self,
-        wanted: Vec<Wanted>,
-    ) -> (impl Future<Output = ()> + Send + 'static, mpsc::Receiver<(usize, Told<Value>)>, Arc<Status>) {
+    /// in `wanted`. The future follows until [`Raw::told`] is dropped.
+    pub fn raw(&self, wanted: Vec<Wanted>) -> (impl Future<Output = ()> + Send + 'static, Raw) {
         let (tell, told) = mpsc::channel(TOLD);
         let status = Arc::new(Status::new(wanted.iter().map(Wanted::label)));
         let (link, of) = (self.clone(), status.clone());
@@ -69,7 +73,7 @@ impl Link {
             }))
             .await;
         };
-        (following, told, status)
+        (following, Raw { told, status })
     }
 
     /// Follows a kind whenever it is served, until nobody listens.
