@@ -57,16 +57,17 @@ pub fn run(global: &Global, resolved: &Resolved, args: &RecordArgs) -> anyhow::R
         ))
     };
     let stop = stop::on_signals()?;
-    let lines = app::record(&resolved.config, &global.cluster, args.duration, &mut output, &stop).map_err(
-        |error| {
+    let kubeconfig = global.kubeconfig.as_deref();
+    let lines = app::record(&resolved.config, &global.cluster, kubeconfig, args.duration, &mut output, &stop)
+        .map_err(|error| {
             let exit = match &error {
                 RecordError::Cluster(error) => super::exit::of_manifests(error),
-                RecordError::Sources(_) => Exit::Unavailable,
+                RecordError::Server(error) => super::exit::of_server(error),
+                RecordError::Sources(_) | RecordError::Thread(_) => Exit::Unavailable,
                 RecordError::Output(_) => Exit::OutputFailed,
             };
             Failure::new(exit, error)
-        },
-    )?;
+        })?;
     info!(lines, "recorded");
     Ok(Exit::Ok.code())
 }

@@ -184,7 +184,9 @@ impl Cluster {
             info!(pods = self.world.cluster.count(cluster::ObjectKind::Pod), "the cluster is known");
             let node = self.world.cluster.node();
             if !self.world.cluster.names_local_node() {
-                warn!(%node, "nothing in the cluster names this node yet: give its name with --node if it is another");
+                let nodes = self.world.cluster.node_names();
+                let there: Vec<&str> = nodes.iter().take(10).map(|node| &**node).collect();
+                warn!(%node, ?there, "nothing in the cluster names this node yet: give its name with --node if it is another");
             }
             self.world.inhabit();
             self.published.store(Arc::new(self.world.snapshot()));
