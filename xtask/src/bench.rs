@@ -28,10 +28,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if arguments.quick {
         let mut path = cargo("test", "path");
         path.args(["--"].into_iter().chain(filter));
-        let works = path.status()?.success()
-            && (filter.is_some()
-                || (cargo("test", "node").status()?.success()
-                    && cargo("test", "sockets").status()?.success()));
+        let mut works = path.status()?.success();
+        for whole in ["node", "sockets", "cluster"] {
+            works = works && (filter.is_some() || cargo("test", whole).status()?.success());
+        }
         return Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     if filter.is_none() {
@@ -41,10 +41,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             }
             println!();
         }
-        if !cargo("bench", "sockets").status()?.success() {
-            return Ok(ExitCode::FAILURE);
+        for whole in ["sockets", "cluster"] {
+            if !cargo("bench", whole).status()?.success() {
+                return Ok(ExitCode::FAILURE);
+            }
+            println!();
         }
-        println!();
     }
     let mut path = cargo("bench", "path");
     path.args(["--"].into_iter().chain(filter)).stdout(Stdio::piped());

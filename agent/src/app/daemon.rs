@@ -32,7 +32,7 @@ use crate::watch::{ConnectError, ManifestError};
 use crate::wire::flow_log::{LineFormat, encode_all};
 
 use super::outside::{Beats, Outside, Shown};
-use super::world::{Batch, Origin, Watched, load_world};
+use super::world::{Batch, Origin, Watched, load_world, ready_of};
 use super::{Clock, Tasks, line_format, settings};
 
 /// How long the source may wait for the kernel before the loop looks at the time and the stop flag.
@@ -109,7 +109,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         host_addresses: host_addresses(),
         metrics,
         beats: &beats,
-        more_ready: Arc::new(Vec::new),
+        more_ready: ready_of(watched.as_ref().map(|watched| watched.status.clone())),
     };
     let outside = Outside::start(&tasks, shown).map_err(RunError::Thread)?;
     let mut sources = match NodeSources::open(config) {

@@ -12,9 +12,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tracing::warn;
 
+use crate::http::{Ask, Check};
 use crate::model::Timestamp;
 use crate::snapshot::{Snapshot, World};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Readiness};
 use crate::watch::{self, ConnectError, Link, ManifestError, Settled, Timing};
 
 use super::replay::nodes_there;
@@ -81,6 +82,20 @@ impl Watched {
             warn!(lines, "the cluster is not known yet: these lines name their ends by address only");
         }
     }
+}
+
+/// What readiness asks of the watch.
+pub(super) fn ready_of(status: Option<Arc<watch::Status>>) -> Ask {
+    let check = move || {
+        let Readiness { ready, reasons } = Readiness::of(status.as_deref());
+        let reason = match (ready, &status) {
+            (true, None) => "no API server is watched".to_owned(),
+            (true, Some(_)) => "all kinds are known and up to date".to_owned(),
+            (false, _) => reasons.join("; "),
+        };
+        vec![Check { name: "cluster", passed: ready, reason }]
+    };
+    Arc::new(check)
 }
 
 /// One batch of observations: the world is loaded once, when the first of them comes.

@@ -14,6 +14,7 @@ mod nodes;
 mod objects;
 mod policed;
 mod services;
+mod shared;
 mod write;
 
 #[cfg(test)]
@@ -37,6 +38,7 @@ use endpoints::Owners;
 use networks::Networks;
 use nodes::Nodes;
 use services::Services;
+use shared::Shared;
 
 /// Persistent: a clone shares everything, a change copies one path.
 pub(crate) type Map<K, V> =
@@ -85,8 +87,7 @@ pub struct Cluster {
     services: Services,
     networks: Networks,
     pods: Map<ObjectName, Arc<KnownPod>>,
-    /// The label sets of the pods, each kept once: pods of one workload share theirs, and comparing them is cheap.
-    label_sets: Map<Labels, ()>,
+    shared: Shared,
     /// How many of the pods run on the local node.
     local_pods: usize,
     host_endpoints: Map<Arc<str>, Arc<KnownHostEndpoint>>,
@@ -116,7 +117,7 @@ impl Cluster {
             services: Services::default(),
             networks: Networks::default(),
             pods: Map::default(),
-            label_sets: Map::default(),
+            shared: Shared::default(),
             local_pods: 0,
             host_endpoints: Map::default(),
             host_endpoints_of: Map::default(),

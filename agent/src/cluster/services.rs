@@ -12,11 +12,18 @@ use std::sync::Arc;
 use super::{Map, Service};
 use crate::model::{Proto, ServiceName};
 
-/// All that is bound to one address and port, and what is said of it.
+/// All that is bound to one address and port, in order, and what is said of it. Nearly always it is one.
 #[derive(Clone)]
 struct Bound {
-    all: imbl::OrdSet<Arc<ServiceName>>,
+    all: Arc<[Arc<ServiceName>]>,
     said: Arc<ServiceName>,
+}
+
+impl Bound {
+    fn of(all: Vec<Arc<ServiceName>>) -> Option<Self> {
+        let said = say(&all)?;
+        Some(Self { all: all.into(), said })
+    }
 }
 
 #[derive(Clone, Default)]
@@ -78,25 +85,22 @@ fn name(service: &Service, port_name: &Option<Arc<str>>, port: u16) -> ServiceNa
 }
 
 fn bind<K: Clone + Eq + std::hash::Hash>(map: &mut Map<K, Bound>, key: K, name: ServiceName) {
-    let name = Arc::new(name);
-    match map.get_mut(&key) {
-        Some(bound) => {
-            bound.all.insert(name);
-            if let Some(said) = say(&bound.all) {
-                bound.said = said;
-            }
-        }
-        None => {
-            map.insert(key, Bound { all: imbl::OrdSet::unit(name.clone()), said: name });
-        }
+    let mut all = map.get(&key).map(|bound| bound.all.to_vec()).unwrap_or_default();
+    if let Err(place) = all.binary_search_by(|known| (**known).cmp(&name)) {
+        all.insert(place, Arc::new(name));
+    }
+    if let Some(bound) = Bound::of(all) {
+        map.insert(key, bound);
     }
 }
 
 fn unbind<K: Clone + Eq + std::hash::Hash>(map: &mut Map<K, Bound>, key: K, name: &ServiceName) {
-    let Some(bound) = map.get_mut(&key) else { return };
-    bound.all.remove(name);
-    match say(&bound.all) {
-        Some(said) => bound.said = said,
+    let Some(bound) = map.get(&key) else { return };
+    let left = bound.all.iter().filter(|known| ***known != *name).cloned().collect();
+    match Bound::of(left) {
+        Some(bound) => {
+            map.insert(key, bound);
+        }
         None => {
             map.remove(&key);
         }
@@ -104,8 +108,8 @@ fn unbind<K: Clone + Eq + std::hash::Hash>(map: &mut Map<K, Bound>, key: K, name
 }
 
 /// What all have in common, `"*"` where they differ. `None` of nothing.
-fn say(all: &imbl::OrdSet<Arc<ServiceName>>) -> Option<Arc<ServiceName>> {
-    let first = all.get_min()?;
+fn say(all: &[Arc<ServiceName>]) -> Option<Arc<ServiceName>> {
+    let first = all.first()?;
     if all.len() == 1 {
         return Some(first.clone());
     }

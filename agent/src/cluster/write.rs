@@ -9,11 +9,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::shared::Shared;
 use super::{
     Cluster, HostEndpoint, KnownHostEndpoint, KnownPod, KnownSet, Map, NetworkSet, Node, Object, ObjectKind,
     ObjectName, ObjectRef, Pod, Service,
 };
-use crate::model::{Endpoint, EndpointKind, Labels, Policed, Timestamp};
+use crate::model::{Endpoint, EndpointKind, Policed, Timestamp};
 
 /// An endpoint and what it owns: one side of a change of ownership.
 #[derive(Clone, Copy)]
@@ -152,23 +153,29 @@ impl Cluster {
     fn apply_pod(&mut self, name: ObjectName, pod: Pod, at: Timestamp) -> bool {
         let old = self.pods.get(&name).cloned();
         let owns = !pod.host_network && !pod.finished;
+        if self.shared.is_beyond(self.pods.len()) {
+            self.shared = Shared::of(self.pods.values().map(|pod| &*pod.endpoint));
+        }
+        let shared = &mut self.shared;
         let name_aggr = match &pod.generate_name {
-            Some(prefix) if !prefix.is_empty() => format!("{prefix}*").into(),
+            Some(prefix) if !prefix.is_empty() => shared.text(format!("{prefix}*").into()),
             _ => pod.name.clone(),
         };
+        let namespace = shared.text(pod.namespace);
+        let name = ObjectName { namespace: Some(namespace.clone()), name: pod.name.clone() };
         let endpoint = Endpoint {
             kind: EndpointKind::Wep,
-            namespace: Some(pod.namespace),
+            namespace: Some(namespace),
             name: pod.name,
             name_aggr,
-            labels: self.shared(pod.labels),
-            node: pod.node,
+            labels: shared.labels(pod.labels),
+            node: pod.node.map(|node| shared.text(node)),
             uid: pod.uid,
             created: pod.created,
             is_bare_node: false,
             policed: Policed {
-                service_account: pod.service_account,
-                ports: pod.ports.into(),
+                service_account: pod.service_account.map(|account| shared.text(account)),
+                ports: shared.ports(pod.ports),
                 profiles: Arc::default(),
             },
         };
@@ -318,19 +325,6 @@ impl Cluster {
                 self.host_endpoints_of.remove(node);
             }
         }
-    }
-
-    /// The same labels, in the memory that other pods with these labels use.
-    fn shared(&mut self, labels: Labels) -> Labels {
-        if let Some((known, ())) = self.label_sets.get_key_value(&labels) {
-            return known.clone();
-        }
-        // At most half of them are of pods that are gone.
-        if self.label_sets.len() > 2 * self.pods.len() + 64 {
-            self.label_sets = self.pods.values().map(|pod| (pod.endpoint.labels.clone(), ())).collect();
-        }
-        self.label_sets.insert(labels.clone(), ());
-        labels
     }
 
     /// The known version, if nothing changed; else the new one. Counts changed labels.

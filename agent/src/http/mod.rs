@@ -17,5 +17,5 @@ mod tests;
 
 pub use exposition::{Format, exposition};
 pub use listen::{Limits, Listen, serve};
-pub use routes::{Check, Health, health_routes, metrics_routes};
+pub use routes::{Ask, Check, Health, health_routes, metrics_routes};
 pub use tls::TlsFiles;

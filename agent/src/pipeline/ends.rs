@@ -130,3 +130,46 @@ pub(super) fn name(
     let unpoliced = from_node && local[1] && dest.kind == EndpointKind::Wep;
     Ends { ends: [source, dest], service, local, unpoliced }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Object, ObjectKind, Pod};
+
+    #[test]
+    fn what_was_known_stays_unless_the_address_was_anothers_by_then() {
+        let t = |seconds: i64| Timestamp(seconds * 1_000_000_000);
+        let ip: IpAddr = "10.1.0.1".parse().unwrap();
+        let pod = |name: &str, created| {
+            Object::Pod(Pod {
+                namespace: "ns".into(),
+                name: name.into(),
+                uid: Some(name.into()),
+                node: Some("n1".into()),
+                ips: vec![ip],
+                created: Some(t(created)),
+                ..Pod::default()
+            })
+        };
+        let mut cluster = Cluster::new("n1".into());
+        cluster.apply(pod("old", 1), Timestamp::MIN);
+        let addresses = Addresses { src: ip, dst: "10.1.0.9".parse().unwrap(), src_port: 1, dst_port: 2 };
+        let settings = Settings::default();
+        let ends = |cluster: &Cluster, began, known: &[Option<Arc<Endpoint>>; 2]| {
+            endpoints(cluster, &settings, &addresses, began, known)
+        };
+        let name = |ends: &[Option<Arc<Endpoint>>; 2]| ends[0].as_ref().map(|end| end.name.to_string());
+        // Cut off since 40 s: both flows are named by what was known.
+        let early = ends(&cluster, t(45), &[None, None]);
+        let late = ends(&cluster, t(70), &[None, None]);
+        assert_eq!((name(&early).as_deref(), name(&late).as_deref()), (Some("old"), Some("old")));
+        // At 100 s it turns out that another had the address from 60 s on at the latest.
+        cluster.replace_all(ObjectKind::Pod, vec![pod("new", 60)], t(40), t(100));
+        assert_eq!(name(&ends(&cluster, t(45), &early)).as_deref(), Some("old"));
+        assert_eq!(name(&ends(&cluster, t(70), &late)).as_deref(), Some("new"));
+        // Nobody else is known: what was known stays.
+        cluster.replace_all(ObjectKind::Pod, vec![], t(110), t(120));
+        cluster.expire(t(1000));
+        assert_eq!(name(&ends(&cluster, t(45), &early)).as_deref(), Some("old"));
+    }
+}

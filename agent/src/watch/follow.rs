@@ -65,7 +65,7 @@ impl Default for Timing {
             watch: Duration::from_secs(300),
             backoff: Duration::from_millis(800),
             backoff_most: Duration::from_secs(30),
-            discovery: Duration::from_secs(20),
+            discovery: Duration::from_secs(40),
             debounce: Duration::from_millis(50),
             hold: Duration::from_secs(60),
         }

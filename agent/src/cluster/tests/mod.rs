@@ -1,5 +1,6 @@
 //! The rules of naming, one by one. `properties.rs` holds them against naive references.
 
+mod outage;
 mod properties;
 
 use std::net::IpAddr;
@@ -591,7 +592,7 @@ fn pods_with_the_same_labels_share_them_and_those_of_gone_pods_are_forgotten() {
     for version in 1..1_000 {
         cluster.apply(labelled("b", version), t(0));
     }
-    assert!(cluster.label_sets.len() < 100, "{}", cluster.label_sets.len());
+    assert!(cluster.shared.label_sets() < 100, "{}", cluster.shared.label_sets());
     cluster.apply(labelled("b", 0), t(0));
     assert!(shown(&cluster, "a").same(&shown(&cluster, "b")));
 }
