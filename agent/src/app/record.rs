@@ -19,7 +19,8 @@ use crate::config::Config;
 use crate::model::Timestamp;
 use crate::source::{NodeSources, Observed, SourcesError};
 use crate::watch::{
-    self, ConnectError, Link, ManifestError, Phase, Raw, Server, Timing, Told, WORLD, load_as_written,
+    self, CONFIGURATION, ConnectError, Link, ManifestError, Phase, Raw, Server, Timing, Told, WORLD, Wanted,
+    load_as_written,
 };
 use crate::wire::recording::{Line, ObjectKey, write_line};
 
@@ -112,8 +113,9 @@ pub fn record(
 /// The objects of an API server.
 struct Watched {
     tasks: Tasks,
+    wanted: Vec<Wanted>,
     raw: Raw,
-    /// By kind (its place among the world's), namespace and name: its API version.
+    /// By kind (its place in `wanted`), namespace and name: its API version.
     known: BTreeMap<(usize, Option<String>, String), String>,
 }
 
@@ -121,8 +123,9 @@ impl Watched {
     fn start(server: &Server) -> Result<Self, RecordError> {
         let tasks = Tasks::start().map_err(RecordError::Thread)?;
         let client = tasks.block_on(watch::connect(server))?;
-        let (link, looking) = Link::new(client, Timing::default(), &[]);
-        let (following, raw) = link.raw(WORLD.iter().map(|(wanted, _)| *wanted).collect());
+        let (link, looking) = Link::new(client, Timing::default(), &CONFIGURATION);
+        let wanted: Vec<Wanted> = WORLD.iter().map(|(wanted, _)| *wanted).chain(CONFIGURATION).collect();
+        let (following, raw) = link.raw(wanted.clone());
         let stopping = tasks.stopping();
         tasks.spawn(async move {
             tokio::select! {
@@ -130,7 +133,7 @@ impl Watched {
                 ((), ()) = futures::future::join(looking, following) => {}
             }
         });
-        Ok(Self { tasks, raw, known: BTreeMap::new() })
+        Ok(Self { tasks, wanted, raw, known: BTreeMap::new() })
     }
 
     /// Until all objects are there, or patience ends.
@@ -198,7 +201,7 @@ impl Watched {
     fn delete(&mut self, key: (usize, Option<String>, String), lines: &mut Lines, at: Timestamp) {
         let Some(api_version) = self.known.remove(&key) else { return };
         let (tag, namespace, name) = key;
-        let Some((wanted, _)) = WORLD.get(tag) else { return };
+        let Some(wanted) = self.wanted.get(tag) else { return };
         let kind = wanted.kind.to_owned();
         lines.add(at, &Line::Delete(ObjectKey { api_version, kind, namespace, name }));
     }

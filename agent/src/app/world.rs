@@ -48,7 +48,7 @@ impl Watched {
         metrics: Arc<Metrics>,
     ) -> Result<Self, ConnectError> {
         let client = tasks.block_on(watch::connect(server))?;
-        let (link, looking) = Link::new(client, Timing::default(), &[]);
+        let (link, looking) = Link::new(client, Timing::default(), &watch::CONFIGURATION);
         let cluster = watch::Cluster::new(World::new(node.clone()), published);
         let (status, settled) = (cluster.status.clone(), cluster.settled.clone());
         let mut clock = Clock::start();

@@ -2,7 +2,7 @@
 //!
 //! In: nothing. Out: for each kind its group, versions (the preferred one first) and plural, and what it is called in the
 //! world. What always holds: a kind is watched in one version only; kinds that `decode` does not use cost the watch
-//! alone. Configuration resources are deliberately not here: `config` asks for them by itself ([`super::Link::raw`]).
+//! alone. Configuration resources are no part of the world: who needs them follows them beside it ([`super::Link::raw`]).
 
 use crate::cluster::ObjectKind;
 use crate::model::PolicyKind;
@@ -113,6 +113,12 @@ pub const WORLD: [(Wanted, Kind); 21] = [
         where_served("ClusterNetworkPolicy", "clusternetworkpolicies", CLUSTER),
         policy(PolicyKind::ClusterNetworkPolicy),
     ),
+];
+
+/// What the agent is configured by, as far as the cluster says.
+pub const CONFIGURATION: [Wanted; 2] = [
+    where_served("FelixConfiguration", "felixconfigurations", CALICO),
+    where_served("FlowLogConfiguration", "flowlogconfigurations", &[("flowlogd.dev", "v1")]),
 ];
 
 const fn policy(kind: PolicyKind) -> Kind {

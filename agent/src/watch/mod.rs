@@ -23,7 +23,7 @@ mod world;
 pub use client::{ConnectError, Server, connect, locate};
 pub use decode::{DecodeError, Decoded, DecodedRef, decode, decode_ref, decode_text, unreadable};
 pub use follow::{Identity, Timing, Told};
-pub use kinds::{WORLD, Wanted};
+pub use kinds::{CONFIGURATION, WORLD, Wanted};
 pub use link::{Link, Raw};
 pub use manifests::{ManifestError, Manifests, load, load_as_written};
 pub use status::{KindStatus, Phase, Status};

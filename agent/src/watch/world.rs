@@ -79,7 +79,8 @@ impl Cluster {
                 let api_version = resource.api_version();
                 move |text: &str| match decode_text(&api_version, kind, text)? {
                     Decoded::Object(object) => Ok(Some(object)),
-                    Decoded::Unused { .. } => Ok(None),
+                    // A kind that is not used, or no part of the world.
+                    _ => Ok(None),
                 }
             };
             // Pods are many: they are not gathered before they are known.
@@ -223,7 +224,7 @@ fn reference(kind: &str, of: Kind, identity: Identity, object: Option<Object>) -
             });
             match decode_ref(named).ok()? {
                 DecodedRef::Ref(reference) => reference,
-                DecodedRef::Unused { .. } => return None,
+                _ => return None,
             }
         }
     };
