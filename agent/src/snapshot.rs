@@ -128,7 +128,7 @@ impl World {
     pub fn count(&self, kind: Kind) -> usize {
         match kind {
             Kind::Cluster(kind) => self.cluster.count(kind),
-            Kind::Policy(kind) => self.policies.count(kind),
+            Kind::Policy(kind) => self.policies.count_of(kind),
         }
     }
 

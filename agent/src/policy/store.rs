@@ -173,7 +173,7 @@ impl Policies {
     }
 
     /// How many resources of this kind are known.
-    pub fn count(&self, kind: ResourceKind) -> usize {
+    pub fn count_of(&self, kind: ResourceKind) -> usize {
         match kind {
             ResourceKind::Tier => self.tiers.len(),
             ResourceKind::Profile => self.profiles.len(),
