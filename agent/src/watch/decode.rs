@@ -113,13 +113,13 @@ pub fn decode(value: Value) -> Result<Decoded, DecodeError> {
 pub fn decode_text(api_version: &str, kind: &str, text: &str) -> Result<Decoded, DecodeError> {
     let types = objects::TypeMeta { api_version: api_version.into(), kind: kind.into() };
     let decoded = match kind_of(&types) {
-        Some(ObjectKind::Pod) => read(text, pod),
-        Some(ObjectKind::Node) => read(text, node),
-        Some(ObjectKind::Namespace) => read(text, namespace),
-        Some(ObjectKind::ServiceAccount) => read(text, service_account),
-        Some(ObjectKind::Service) => read(text, service),
-        Some(ObjectKind::EndpointSlice) => read(text, endpoint_slice),
-        Some(ObjectKind::Endpoints) => read(text, endpoints),
+        Some(Kind::Cluster(ObjectKind::Pod)) => read(text, pod),
+        Some(Kind::Cluster(ObjectKind::Node)) => read(text, node),
+        Some(Kind::Cluster(ObjectKind::Namespace)) => read(text, namespace),
+        Some(Kind::Cluster(ObjectKind::ServiceAccount)) => read(text, service_account),
+        Some(Kind::Cluster(ObjectKind::Service)) => read(text, service),
+        Some(Kind::Cluster(ObjectKind::EndpointSlice)) => read(text, endpoint_slice),
+        Some(Kind::Cluster(ObjectKind::Endpoints)) => read(text, endpoints),
         _ => None,
     };
     if let Some(object) = decoded {
