@@ -422,3 +422,7 @@ fn group_id(group: &str) -> io::Result<u32> {
         )
     })
 }
+
+#[cfg(test)]
+#[path = "live_tests.rs"]
+mod tests;
