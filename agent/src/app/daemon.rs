@@ -1,15 +1,16 @@
 //! The agent on a node.
 //!
-//! One thread owns source, pipeline and window; a second one encodes and writes lines, so that a slow disk never
-//! holds up the kernel's records; a third runs the asynchronous tasks (`tasks.rs`), which publish the world. In: resolved configuration, a stop flag. Out: lines in the file or on stdout, and
-//! on a clean stop a checkpoint. Always: what sources told before the stop is in the last window (open connections
-//! are not completed); a window that the writer cannot take is counted, never waited for.
+//! One thread owns source, pipeline and window; a second one encodes and writes lines (`writer.rs`); a third runs the
+//! asynchronous tasks (`tasks.rs`), which publish the world and the configuration. In: the layers of the start, a stop
+//! flag. Out: lines in the file or on stdout, and on a clean stop a checkpoint. Always: what sources told before the
+//! stop is in the last window (open connections are not completed); a window closes under the configuration that it
+//! was collected with, and what was changed meanwhile acts on the next one.
 
+use std::cell::Cell;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,23 +18,22 @@ use arc_swap::ArcSwap;
 use thiserror::Error;
 use tracing::{debug, info, warn};
 
-use crate::config::Config;
+use crate::config::Layers;
 use crate::model::{Action, CheckpointEntry, Counters, FlowLogs, Observation, Reporter, Timestamp};
 use crate::pipeline::{Input, Limits, Pipeline};
-use crate::sink::checkpoint::{self, Checkpoint};
-use crate::sink::live::Live;
-use crate::sink::{FileOptions, FileSink, Reader, SinkError, StdoutSink};
+use crate::sink::SinkError;
 use crate::snapshot::Snapshot;
 use crate::source::bypass;
 use crate::source::probe::State;
 use crate::source::{NodeSources, Observed, SourcesError};
 use crate::telemetry::{Metric, Metrics, Series, Value};
 use crate::watch::{ConnectError, ManifestError};
-use crate::wire::flow_log::{LineFormat, encode_all};
 
+use super::configuration::{self, Reload, locked};
 use super::outside::{Beats, Outside, Shown};
 use super::world::{Batch, Origin, Watched, load_world, ready_of};
-use super::{Clock, Tasks, line_format, settings};
+use super::writer::{Lines, Output, Writer};
+use super::{Clock, Tasks, settings};
 
 /// How long the source may wait for the kernel before the loop looks at the time and the stop flag.
 const POLL: Duration = Duration::from_millis(100);
@@ -41,15 +41,12 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long tasks may take to end.
 const TASKS_END: Duration = Duration::from_secs(2);
 
-/// Windows that may wait for the writer.
-const WINDOWS_AHEAD: usize = 4;
-
-/// How often a failing file is looked at again (it decides itself whether it tries).
-const RETRY: Duration = Duration::from_secs(1);
-
 #[derive(Clone, Debug)]
 pub struct DaemonOptions {
-    pub config: Config,
+    /// File, environment and flags.
+    pub layers: Layers,
+    /// The file among them, to be looked at again.
+    pub config_file: Option<PathBuf>,
     pub node: Arc<str>,
     /// Manifests instead of an API server.
     pub cluster: Vec<PathBuf>,
@@ -83,12 +80,17 @@ pub enum RunError {
 /// What keeps the agent from starting. Once it runs it goes on.
 pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -> Result<(), RunError> {
     metrics.set_build();
-    let config = &options.config;
+    let (reload, mut configuration) = Reload::new(options.layers.clone(), metrics.clone());
+    let reload = Arc::new(Mutex::new(reload));
     let mut clock = Clock::start();
     // The place where asynchronous tasks are spawned is below, when everything that they share is there.
     let tasks = Tasks::start().map_err(RunError::Thread)?;
     let origin = Origin::of(&options.cluster, options.kubeconfig.as_deref());
-    let world = Arc::new(ArcSwap::from_pointee(load_world(&options.cluster, &options.node)?.snapshot()));
+    let (known, layers) = load_world(&options.cluster, &options.node)?;
+    for resource in layers {
+        locked(&reload).apply(resource);
+    }
+    let world = Arc::new(ArcSwap::from_pointee(known.snapshot()));
     let watched = match &origin {
         Origin::Server(server) => {
             Some(Watched::start(server, &options.node, &tasks, world.clone(), metrics.clone())?)
@@ -96,14 +98,23 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         Origin::Manifests | Origin::Nowhere => None,
     };
 
+    // What is known of the configuration by now is what the agent starts with.
+    locked(&reload).begin();
+    configuration.take_change();
+    let mut config = configuration.get();
+    if let Some(path) = &options.config_file {
+        configuration::follow_file(&tasks, &reload, path);
+    }
+
     // The lock comes first: a second agent must not even read the checkpoint.
-    let mut output = Output::open(options, metrics.clone(), clock.now())?;
+    let lines = Lines::of(&config.config, &options.node);
+    let mut output = Output::open(lines, options.stdout, metrics.clone(), clock.now())?;
     let checkpoint = output.take_checkpoint();
     warn_of_bypasses()?;
 
     let beats = Beats::new();
     let shown = Shown {
-        config,
+        config: &config.config,
         node: &options.node,
         world: &world,
         host_addresses: host_addresses(),
@@ -112,7 +123,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         more_ready: ready_of(watched.as_ref().map(|watched| watched.status.clone())),
     };
     let outside = Outside::start(&tasks, shown).map_err(RunError::Thread)?;
-    let mut sources = match NodeSources::open(config) {
+    let mut sources = match NodeSources::open(&config.config) {
         Ok(sources) => sources,
         Err(error) => {
             // The start that works will need it: nothing of these connections has been exported since.
@@ -121,11 +132,12 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         }
     };
 
-    let mut pipeline = Pipeline::new(settings(config), Limits::default(), clock.now());
+    let mut pipeline = Pipeline::new(settings(&config.config), Limits::default(), clock.now());
     pipeline.set_host_addresses(host_addresses());
     if let Some(checkpoint) = checkpoint {
         pipeline.restore(checkpoint.entries);
     }
+    let trace = Cell::new(config.config.flow_logs_collector_debug_trace);
     let step = |pipeline: &mut Pipeline, world: &mut Batch<'_>, observed: Observed| {
         match &observed.observation {
             Observation::Lost { stage, events } => metrics.lost_events.add(stage, *events),
@@ -133,6 +145,9 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
             _ => {}
         }
         outside.tap(&observed);
+        if trace.get() {
+            debug!(at = observed.at.0, observation = ?observed.observation, "observed");
+        }
         pipeline.step(Input::Observation(&observed.observation), observed.at, world.snapshot());
     };
     let mut batch = Batch::of(&world);
@@ -145,13 +160,12 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         tcp = sources.collectors_state()[1].1,
         node = %options.node,
         cluster = %origin,
-        interval = ?config.flow_logs_flush_interval,
+        interval = ?config.config.flow_logs_flush_interval,
         "flowlogd observes this node"
     );
 
-    let writer = output.start(line_format(config, &options.node), beats.clone(), outside.live.clone())?;
-    let interval = config.flow_logs_flush_interval;
-    let mut next_flush = Instant::now() + interval;
+    let mut writer = output.start(beats.clone(), outside.live.clone()).map_err(RunError::Thread)?;
+    let mut next_flush = Instant::now() + config.config.flow_logs_flush_interval;
     let mut adopting = true;
     loop {
         beats.pipeline.beat();
@@ -176,10 +190,20 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         sources.sweep(&mut |observed| step(&mut pipeline, &mut batch, observed));
         metrics.sweep_duration.observe(began.elapsed());
         let snapshot = world.load_full();
+        // The window closes as it was collected; what was changed meanwhile acts on the next one.
+        let changed = configuration.take_change();
+        if let Some(changed) = &changed {
+            pipeline.reconfigure(settings(&changed.config));
+        }
         let now = clock.now();
         let lines = close_window(&mut pipeline, &mut sources, &writer, metrics, now, &snapshot, stopping);
         if let Some(watched) = &watched {
             watched.window_closed(now, lines, metrics);
+        }
+        if let Some(changed) = changed {
+            config = changed;
+            trace.set(config.config.flow_logs_collector_debug_trace);
+            writer.reconfigure(Lines::of(&config.config, &options.node));
         }
         if stopping {
             // What ended while that window was closed: nothing that the kernel has told is lost by the stop.
@@ -194,7 +218,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
             }
             break;
         }
-        next_flush = next_after(next_flush, interval, Instant::now());
+        next_flush = next_after(next_flush, config.config.flow_logs_flush_interval, Instant::now());
     }
     for (stage, events) in sources.counts().into_iter().filter(|(_, events)| *events > 0) {
         debug!(stage, events, "counted by the kernel side");
@@ -305,171 +329,6 @@ fn host_addresses() -> Vec<std::net::IpAddr> {
             warn!(%error, "this host's addresses cannot be read: without a cluster every flow is reported by its source");
             Vec::new()
         }
-    }
-}
-
-enum Target {
-    File(Box<FileSink>),
-    Stdout(StdoutSink<io::Stdout>),
-    /// `flowLogsFileEnabled: false`.
-    Nowhere,
-}
-
-struct Output {
-    target: Target,
-    dir: PathBuf,
-    metrics: Arc<Metrics>,
-    /// Why stdout takes no more lines.
-    failure: Option<io::Error>,
-}
-
-impl Output {
-    fn open(options: &DaemonOptions, metrics: Arc<Metrics>, now: Timestamp) -> Result<Self, RunError> {
-        let file = FileOptions::flow_log(&options.config);
-        let dir = file.dir.clone();
-        let target = if options.stdout {
-            Target::Stdout(StdoutSink::new())
-        } else if options.config.flow_logs_file_enabled {
-            Target::File(Box::new(FileSink::open(&file, now)?))
-        } else {
-            warn!(
-                "flowLogsFileEnabled is false: no lines are written; set it to true, or use --output stdout"
-            );
-            Target::Nowhere
-        };
-        Ok(Self { target, dir, metrics, failure: None })
-    }
-
-    fn take_checkpoint(&mut self) -> Option<Checkpoint> {
-        if !matches!(self.target, Target::File(_)) {
-            return None;
-        }
-        match checkpoint::read_and_remove(&self.dir) {
-            Ok(checkpoint) => checkpoint,
-            Err(error) => {
-                self.metrics.checkpoints_refused.add(1);
-                warn!(%error, "the last stop's checkpoint is of no use: connections are adopted as they are");
-                None
-            }
-        }
-    }
-
-    fn put_back(&self, checkpoint: Option<Checkpoint>) {
-        let Some(Checkpoint { written_at, entries }) = checkpoint else { return };
-        if let Err(error) = checkpoint::write(&self.dir, entries.into_iter(), written_at) {
-            warn!(%error, "the last stop's checkpoint is lost: connections will be adopted as they are");
-        }
-    }
-
-    fn start(self, format: LineFormat, beats: Arc<Beats>, live: Live) -> Result<Writer, RunError> {
-        let (windows, queue) = sync_channel(WINDOWS_AHEAD);
-        let done = Arc::new(AtomicBool::new(false));
-        let flag = done.clone();
-        let thread = thread::Builder::new()
-            .name("lines".into())
-            .spawn(move || {
-                let left = self.write_all(&queue, &format, &beats, &live);
-                flag.store(true, Ordering::Relaxed);
-                left
-            })
-            .map_err(RunError::Thread)?;
-        Ok(Writer { windows, thread, done })
-    }
-
-    /// Until the sender is gone.
-    fn write_all(
-        mut self,
-        queue: &Receiver<FlowLogs>,
-        format: &LineFormat,
-        beats: &Beats,
-        live: &Live,
-    ) -> Self {
-        let mut clock = Clock::start();
-        loop {
-            beats.writer.beat();
-            match queue.recv_timeout(RETRY) {
-                Ok(logs) => {
-                    let mut lines = Vec::new();
-                    encode_all(&logs, format, &mut lines);
-                    live.lines(&lines);
-                    let records = logs.records.len() as u64;
-                    match &mut self.target {
-                        Target::Nowhere => {}
-                        Target::File(file) => file.write_window(lines, records, clock.now()),
-                        Target::Stdout(stdout) => match stdout.write_lines(&lines) {
-                            Ok(Reader::Present) => {}
-                            Ok(Reader::Gone) => return self,
-                            Err(error) => {
-                                self.failure = Some(error);
-                                return self;
-                            }
-                        },
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    if let Target::File(file) = &mut self.target {
-                        file.retry(clock.now());
-                    }
-                }
-                Err(RecvTimeoutError::Disconnected) => return self,
-            }
-            if let Target::File(file) = &self.target {
-                self.metrics.set_sink(&file.stats());
-            }
-        }
-    }
-}
-
-struct Writer {
-    windows: SyncSender<FlowLogs>,
-    thread: thread::JoinHandle<Output>,
-    done: Arc<AtomicBool>,
-}
-
-impl Writer {
-    /// Nobody reads any more.
-    fn is_done(&self) -> bool {
-        self.done.load(Ordering::Relaxed)
-    }
-
-    fn send(&self, logs: FlowLogs, last: bool, metrics: &Metrics) {
-        let refused = if last {
-            // There is time for the last window.
-            self.windows.send(logs).err().map(|refused| refused.0)
-        } else {
-            match self.windows.try_send(logs) {
-                Ok(()) => None,
-                Err(TrySendError::Full(logs) | TrySendError::Disconnected(logs)) => Some(logs),
-            }
-        };
-        if self.is_done() {
-            return; // nobody reads stdout any more, or its error is told at the end
-        }
-        if let Some(logs) = refused {
-            let records = logs.records.len() as u64;
-            metrics.lost_events.add("line_queue", records);
-            warn!(records, "the writer is too slow: a window is dropped");
-        }
-    }
-
-    fn finish(self, entries: &[CheckpointEntry], now: Timestamp) -> Result<(), RunError> {
-        drop(self.windows);
-        let mut output = self.thread.join().map_err(|_| RunError::Writer)?;
-        if let Some(error) = output.failure.take() {
-            return Err(RunError::Stdout(error));
-        }
-        // The sink's lock is held to the end of this block: no other writer starts before the checkpoint is there.
-        if let Target::File(mut file) = output.target {
-            let stats = file.close(now);
-            output.metrics.set_sink(&stats);
-            match checkpoint::write(&output.dir, entries.iter().copied(), now) {
-                Ok(connections) => {
-                    info!(connections, lines = stats.written_records, "stopped; checkpoint written")
-                }
-                Err(error) => warn!(%error, "no checkpoint: the next start adopts connections as they are"),
-            }
-        }
-        Ok(())
     }
 }
 

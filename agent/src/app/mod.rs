@@ -6,6 +6,7 @@
 //! what a flush yields goes to one sink; the order of shutdown is sources, pipeline, sink.
 
 mod clock;
+mod configuration;
 mod daemon;
 mod outside;
 mod record;
@@ -13,6 +14,7 @@ mod replay;
 mod settings;
 mod tasks;
 mod world;
+mod writer;
 
 pub use clock::Clock;
 pub use daemon::{DaemonOptions, RunError, run};

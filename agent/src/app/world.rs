@@ -12,6 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tracing::warn;
 
+use crate::config::Resource;
 use crate::http::{Ask, Check};
 use crate::model::Timestamp;
 use crate::snapshot::{Snapshot, World};
@@ -141,11 +142,14 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The world of manifests; an empty one where there are none.
-pub(super) fn load_world(paths: &[PathBuf], node: &Arc<str>) -> Result<World, ManifestError> {
+/// The world of manifests, an empty one where there are none; and the configuration objects among them.
+pub(super) fn load_world(
+    paths: &[PathBuf],
+    node: &Arc<str>,
+) -> Result<(World, Vec<Resource>), ManifestError> {
     let mut world = World::new(node.clone());
     if paths.is_empty() {
-        return Ok(world);
+        return Ok((world, Vec::new()));
     }
     let manifests = watch::load(paths, false)?;
     for problem in &manifests.skipped {
@@ -162,5 +166,5 @@ pub(super) fn load_world(paths: &[PathBuf], node: &Arc<str>) -> Result<World, Ma
             "nothing in the cluster names this node, so no flow has a local end: give its name with --node"
         );
     }
-    Ok(world)
+    Ok((world, manifests.configuration))
 }

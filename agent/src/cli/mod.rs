@@ -146,7 +146,7 @@ fn dispatch(mut cli: Cli) -> anyhow::Result<u8> {
         tracing::warn!(%error, "more privileges than needed are kept: the kernel refuses to lower them");
     }
     match &mut cli.verb {
-        Verb::Run(args) => run::run(&cli.global, &resolved, args),
+        Verb::Run(args) => run::run(&cli.global, layers, args),
         Verb::Replay(args) => replay::run(&cli.global, layers, args),
         Verb::Record(args) => record::run(&cli.global, &resolved, args),
         Verb::Observe(args) => observe::run(&resolved, args),

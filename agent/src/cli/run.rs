@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 
 use crate::app::{self, DaemonOptions, RunError};
-use crate::config::{Resolved, SourceKind};
+use crate::config::{Layers, SourceKind};
 use crate::telemetry::Metrics;
 
 use super::{Exit, Failure, Global, stop};
@@ -38,9 +38,10 @@ impl RunArgs {
     }
 }
 
-pub fn run(global: &Global, resolved: &Resolved, args: &RunArgs) -> anyhow::Result<u8> {
+pub fn run(global: &Global, layers: Layers, args: &RunArgs) -> anyhow::Result<u8> {
     let options = DaemonOptions {
-        config: resolved.config.clone(),
+        layers,
+        config_file: global.config.clone(),
         node: global.node_name().into(),
         cluster: global.cluster.clone(),
         kubeconfig: global.kubeconfig.clone(),

@@ -32,6 +32,18 @@ pub enum Layer {
 }
 
 impl Layer {
+    /// Low to high.
+    pub const ALL: [Self; 8] = [
+        Self::BuiltIn,
+        Self::FelixDefault,
+        Self::FelixNode,
+        Self::ClusterDefault,
+        Self::ClusterNode,
+        Self::File,
+        Self::Environment,
+        Self::Flag,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::BuiltIn => "built-in",

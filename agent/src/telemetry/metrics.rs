@@ -93,6 +93,12 @@ metrics! {
     lines_by_address_only: Counter(Counter) = "flowlogd_lines_by_address_only_total";
     /// Configuration values that were not allowed, by layer.
     bad_configuration_values: Family(Counter) = "flowlogd_bad_configuration_values_total" ["layer"];
+    /// Configuration values that are not allowed now, by layer: lower layers' values hold.
+    configuration_refused: Family(Gauge) = "flowlogd_configuration_refused_values" ["layer"];
+    /// Configuration fields that were changed and act only when the agent is started again.
+    configuration_waiting: Gauge(Gauge) = "flowlogd_configuration_waiting_for_restart";
+    /// How often the configuration has changed since the start.
+    configuration_generation: Counter(Gauge) = "flowlogd_configuration_generation";
     /// Checkpoints that were refused at the start.
     checkpoints_refused: Counter(Counter) = "flowlogd_checkpoints_refused_total";
     /// Windows written to the file.

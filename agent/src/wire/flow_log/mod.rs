@@ -19,7 +19,7 @@ use crate::model::{FlowEnd, FlowLog, FlowLogs, Policies, ProcessColumns, TcpColu
 pub use policy_name::NameStyle;
 
 /// What the configuration says of the line.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LineFormat {
     /// `flowLogsFileFormat: Extended`: the fields that Calico's line has not, at its end.
     pub extended: bool,
