@@ -137,7 +137,7 @@ fn run(before: &Config, after: &Config) {
     let metrics = Arc::new(Metrics::default());
     let mut pipeline = Pipeline::new(settings(before), Limits::default(), Timestamp(0));
     let output = Output::open(Lines::of(before, "n1"), false, metrics.clone(), Timestamp(0)).unwrap();
-    let mut writer = output.start(crate::app::outside::Beats::new(), Live::nobody()).unwrap();
+    let mut writer = output.start(crate::app::outside::Beats::new(), crate::sink::live::Live::default()).unwrap();
     for window in 1..=5_u64 {
         observe(&mut pipeline, &snapshot, window, window == 5);
         let change = window == 3;

@@ -31,6 +31,7 @@ use crate::watch::{ConnectError, ManifestError};
 
 use super::configuration::{self, Reload, locked};
 use super::outside::{Beats, Outside, Shown};
+use super::dynamic::{self, Raised};
 use super::world::{Batch, Origin, Watched, load_world, ready_of};
 use super::writer::{Lines, Output, Writer};
 use super::{Clock, Tasks, settings};
@@ -165,6 +166,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     );
 
     let mut writer = output.start(beats.clone(), outside.live.clone()).map_err(RunError::Thread)?;
+    let mut raised = Raised::new(dynamic::follow(&tasks, configuration.clone(), metrics.clone()));
     let mut next_flush = Instant::now() + config.config.flow_logs_flush_interval;
     let mut adopting = true;
     loop {
@@ -192,9 +194,8 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         let snapshot = world.load_full();
         // The window closes as it was collected; what was changed meanwhile acts on the next one.
         let changed = configuration.take_change();
-        if let Some(changed) = &changed {
-            pipeline.reconfigure(settings(&changed.config));
-        }
+        let next = changed.as_ref().unwrap_or(&config);
+        pipeline.reconfigure(raised.next(settings(&next.config), &next.config, metrics));
         let now = clock.now();
         let lines = close_window(&mut pipeline, &mut sources, &writer, metrics, now, &snapshot, stopping);
         if let Some(watched) = &watched {

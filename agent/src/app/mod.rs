@@ -9,6 +9,7 @@ mod clock;
 mod configuration;
 mod daemon;
 mod outside;
+mod dynamic;
 mod record;
 mod replay;
 mod settings;

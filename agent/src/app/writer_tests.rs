@@ -51,7 +51,7 @@ fn the_file_is_let_go_and_taken_again() {
     let other = FileSink::open(&options, Timestamp(1)).unwrap();
     output.follow(Arc::new(lines(root.path(), true)), Timestamp(2));
     assert!(output.refused.as_ref().unwrap().contains("another writer"));
-    assert!(output.write(&logs(1), Timestamp(2)));
+    assert!(output.write(&logs(1), &Live::default(), Timestamp(2)));
     drop(other);
     let wanted = output.lines.clone();
     output.follow(wanted, Timestamp(3));

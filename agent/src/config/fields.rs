@@ -177,11 +177,11 @@ fields! {
     flow_logs_collector_debug_trace "flowLogsCollectorDebugTrace": bool = false, Live;
     /// Attribute a domain to a destination only for the client that asked for it.
     flow_logs_dest_domains_by_client "flowLogsDestDomainsByClient": bool = true, Live;
-    /// Raise the aggregation level while the shipper lags behind.
+    /// Raise the aggregation levels by one a flush, to 3 at most, while the shipper lags behind, and lower them by one a flush when it has caught up.
     flow_logs_dynamic_aggregation_enabled "flowLogsDynamicAggregationEnabled": bool = false, Live;
     /// Bytes by which the shipper may lag before the level is raised.
     flow_logs_aggregation_threshold_bytes "flowLogsAggregationThresholdBytes": u64 = 8192, Live;
-    /// Position file of the shipper (the format of fluentd's in_tail).
+    /// Position file of the shipper: Fluentd's `pos_file`, Fluent Bit's `DB`, or rsyslog's `workDirectory` (with `persistStateInterval` set).
     flow_logs_position_file_path "flowLogsPositionFilePath": PathBuf = "/var/log/calico/flows.log.pos".into(), Live;
     /// Write lines for host endpoints and for the node itself.
     flow_logs_enable_host_endpoint "flowLogsEnableHostEndpoint": bool = false, Live;

@@ -8,6 +8,7 @@
 pub mod checkpoint;
 pub mod file;
 pub mod live;
+pub mod position;
 mod rotate;
 pub mod stdout;
 

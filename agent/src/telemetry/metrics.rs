@@ -99,6 +99,12 @@ metrics! {
     configuration_waiting: Gauge(Gauge) = "flowlogd_configuration_waiting_for_restart";
     /// How often the configuration has changed since the start.
     configuration_generation: Counter(Gauge) = "flowlogd_configuration_generation";
+    /// Bytes of the flow log that the shipper has not read, by its position file (flowLogsDynamicAggregationEnabled).
+    shipper_lag: Gauge(Gauge) = "flowlogd_shipper_lag_bytes";
+    /// Levels by which aggregation is raised because the shipper lags.
+    aggregation_raised: Gauge(Gauge) = "flowlogd_aggregation_raised_levels";
+    /// Times that the shipper's position file could not be read or understood.
+    position_errors: Counter(Counter) = "flowlogd_shipper_position_errors_total";
     /// Checkpoints that were refused at the start.
     checkpoints_refused: Counter(Counter) = "flowlogd_checkpoints_refused_total";
     /// Windows written to the file.
