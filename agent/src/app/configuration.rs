@@ -18,7 +18,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::config::{
-    Change, Config, FIELDS, Field, Layer, Layers, LoadError, Resolved, Resource, file_layer, show_plain,
+    Change, Config, FIELDS, Field, Layer, Layers, LoadError, Owner, Resolved, Resource, ResourceRef,
+    file_layer, show_plain,
 };
 use crate::telemetry::Metrics;
 
@@ -77,6 +78,27 @@ impl Reload {
         if self.layers.apply(resource) {
             self.settle();
         }
+    }
+
+    pub(super) fn delete(&mut self, reference: &ResourceRef) {
+        if self.layers.delete(reference) {
+            self.settle();
+        }
+    }
+
+    pub(super) fn replace_all(&mut self, owner: Owner, resources: Vec<Resource>) {
+        if self.layers.replace_all(owner, resources) {
+            self.settle();
+        }
+    }
+
+    pub(super) fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    /// Fields that were changed and need a restart.
+    pub(super) fn waiting(&self) -> &[&'static Field] {
+        &self.waiting
     }
 
     fn file(&mut self, content: Result<crate::config::RawLayer, LoadError>) {

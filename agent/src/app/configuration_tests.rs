@@ -137,7 +137,8 @@ fn run(before: &Config, after: &Config) {
     let metrics = Arc::new(Metrics::default());
     let mut pipeline = Pipeline::new(settings(before), Limits::default(), Timestamp(0));
     let output = Output::open(Lines::of(before, "n1"), false, metrics.clone(), Timestamp(0)).unwrap();
-    let mut writer = output.start(crate::app::outside::Beats::new(), crate::sink::live::Live::default()).unwrap();
+    let mut writer =
+        output.start(crate::app::outside::Beats::new(), crate::sink::live::Live::default()).unwrap();
     for window in 1..=5_u64 {
         observe(&mut pipeline, &snapshot, window, window == 5);
         let change = window == 3;
@@ -231,6 +232,7 @@ fn a_change_is_published_once_and_what_waits_for_a_restart_is_not() {
     let changed = configuration.take_change().unwrap();
     assert_eq!(changed.config.flow_logs_flush_interval, Duration::from_secs(20));
     assert!(configuration.take_change().is_none());
+    assert_eq!(reload.waiting().iter().map(|field| field.name).collect::<Vec<_>>(), ["flowLogsSource"]);
     assert_eq!(metrics.configuration_waiting.get(), 1);
     // A bad value, twice the same: counted once, and the last good one holds.
     for _ in 0..2 {
@@ -260,6 +262,10 @@ fn objects_come_change_and_go() {
     reload.apply(object(json!({"flowLogsFlushInterval": "48h"})));
     assert_eq!(configuration.take_change().unwrap().config.flow_logs_flush_interval.as_secs(), 300);
     assert_eq!(metrics.configuration_refused.get("FlowLogConfiguration default"), 1);
+    reload.replace_all(Owner::Ours, vec![object(json!({"flowLogsFlushInterval": "40s"}))]);
+    assert_eq!(configuration.take_change().unwrap().config.flow_logs_flush_interval.as_secs(), 40);
+    reload.delete(&ResourceRef { owner: Owner::Ours, name: "default".into() });
+    assert_eq!(configuration.take_change().unwrap().config, Config::default());
 }
 
 #[test]

@@ -29,15 +29,19 @@ use crate::source::{NodeSources, Observed, SourcesError};
 use crate::telemetry::{Metric, Metrics, Series, Value};
 use crate::watch::{ConnectError, ManifestError};
 
+use super::cluster_configuration;
 use super::configuration::{self, Reload, locked};
-use super::outside::{Beats, Outside, Shown};
 use super::dynamic::{self, Raised};
+use super::outside::{Beats, Outside, Shown};
 use super::world::{Batch, Origin, Watched, load_world, ready_of};
 use super::writer::{Lines, Output, Writer};
 use super::{Clock, Tasks, settings};
 
 /// How long the source may wait for the kernel before the loop looks at the time and the stop flag.
 const POLL: Duration = Duration::from_millis(100);
+
+/// How long the start waits for the configuration that the API server has: the directory and the source are of it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long tasks may take to end.
 const TASKS_END: Duration = Duration::from_secs(2);
@@ -99,6 +103,13 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         Origin::Manifests | Origin::Nowhere => None,
     };
 
+    if let Some(watched) = &watched {
+        let known = cluster_configuration::follow(&tasks, &reload, &watched.link, &options.node, metrics);
+        let waited = tasks.block_on(async { tokio::time::timeout(PATIENCE, known).await });
+        if waited.is_err() {
+            warn!("the API server has not told its configuration yet: it acts at the flush after it does");
+        }
+    }
     // What is known of the configuration by now is what the agent starts with.
     locked(&reload).begin();
     configuration.take_change();

@@ -6,10 +6,11 @@
 //! what a flush yields goes to one sink; the order of shutdown is sources, pipeline, sink.
 
 mod clock;
+mod cluster_configuration;
 mod configuration;
 mod daemon;
-mod outside;
 mod dynamic;
+mod outside;
 mod record;
 mod replay;
 mod settings;

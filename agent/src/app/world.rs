@@ -32,7 +32,6 @@ pub(super) struct Watched {
     pub(super) status: Arc<watch::Status>,
     settled: Arc<Settled>,
     /// For all that asks the same API server.
-    #[allow(dead_code, reason = "configuration resources will be followed over the same link")]
     pub(super) link: Link,
 }
 

@@ -46,6 +46,8 @@ pub struct Resource {
     /// `metadata.generation`; 0 in manifests.
     pub generation: i64,
     pub spec: Map<String, Value>,
+    /// `status.conditions`, as they stand.
+    pub conditions: Vec<Value>,
 }
 
 impl Owner {
@@ -85,12 +87,16 @@ impl Resource {
     pub fn read(owner: Owner, value: &mut Value) -> Result<Self, &'static str> {
         let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
         let generation = value.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(0);
+        let conditions = match value.pointer_mut("/status/conditions").map(Value::take) {
+            Some(Value::Array(conditions)) => conditions,
+            _ => Vec::new(),
+        };
         let spec = match value.get_mut("spec").map(Value::take) {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(spec)) => spec,
             Some(_) => return Err("is not a map of fields"),
         };
-        Ok(Self { reference: ResourceRef { owner, name }, generation, spec })
+        Ok(Self { reference: ResourceRef { owner, name }, generation, spec, conditions })
     }
 
     /// What it sets, as the given layer.

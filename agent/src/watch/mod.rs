@@ -8,6 +8,7 @@
 //! `follow.rs` follow one kind each, `world.rs` owns the world. What the world is used for is deliberately not here.
 
 pub mod client;
+mod configuration;
 pub mod decode;
 mod follow;
 mod kinds;
@@ -21,6 +22,7 @@ mod status;
 mod world;
 
 pub use client::{ConnectError, Server, connect, locate};
+pub use configuration::{AskError, apply_conditions, configuration};
 pub use decode::{DecodeError, Decoded, DecodedRef, decode, decode_ref, decode_text, unreadable};
 pub use follow::{Identity, Timing, Told};
 pub use kinds::{CONFIGURATION, WORLD, Wanted};

@@ -1,0 +1,288 @@
+//! The configuration objects of the API server: layers while they are there, and what is said in their status.
+//!
+//! In: the link to the API server. Out: layers ([`Reload`]), conditions in the status of our two objects.
+//! Always: an API server that is down leaves the last known layers in force; 5,000 agents do not fight over the one
+//! status of `default`: what they would say of it depends on the object alone, each waits a time that is biased so
+//! that a few are early and most are late (the exponentially biased feedback timer of TFMCC, RFC 4654), and whoever sees
+//! the present generation judged by then says nothing. `node.<name>` is written by its own node's agent.
+//! Not here: what a condition says (`config`), requests (`watch`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::config::{
+    ACCEPTED, Condition, FELIX_ACCEPTED, Field, Layer, Owner, Resource, ResourceRef, accepted, in_force,
+};
+use crate::telemetry::Metrics;
+use crate::watch::{self, CONFIGURATION, Link, Told};
+
+use super::Tasks;
+use super::configuration::{Reload, Shared, locked};
+
+/// The longest that anybody waits before it writes the status of `default`.
+const FEEDBACK: Duration = Duration::from_secs(6);
+/// Agents for which the bias is made; fewer wait longer, more are more at once.
+const AGENTS: f64 = 10_000.0;
+/// Of changes that come together, the status of a node's object is written once.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+/// After a status that could not be written, and up to twice as long.
+const AGAIN: Duration = Duration::from_secs(60);
+/// How often it is looked whether everything is known, and what waits.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Follows the objects until the process stops; told when all that there are are known for the first time.
+pub(super) fn follow(
+    tasks: &Tasks,
+    shared: &Shared,
+    link: &Link,
+    node: &Arc<str>,
+    metrics: &Arc<Metrics>,
+) -> oneshot::Receiver<()> {
+    let (following, raw) = link.raw(CONFIGURATION.to_vec());
+    let stopping = tasks.stopping();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = following => {}
+        }
+    });
+    let (known, when_known) = oneshot::channel();
+    let followed = Followed {
+        shared: shared.clone(),
+        link: link.clone(),
+        node: node.clone(),
+        metrics: metrics.clone(),
+        reports: [Report::new(Layer::ClusterDefault), Report::new(Layer::ClusterNode)],
+        parts: Vec::new(),
+    };
+    let stopping = tasks.stopping();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = followed.run(raw, known) => {}
+        }
+    });
+    when_known
+}
+
+struct Followed {
+    shared: Shared,
+    link: Link,
+    node: Arc<str>,
+    metrics: Arc<Metrics>,
+    reports: [Report; 2],
+    /// Of a list that is told in parts.
+    parts: Vec<Value>,
+}
+
+impl Followed {
+    async fn run(mut self, mut raw: watch::Raw, known: oneshot::Sender<()>) {
+        let mut known = Some(known);
+        let mut tick = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                told = raw.told.recv() => match told {
+                    Some((kind, told)) => self.take(kind, told),
+                    None => return,
+                },
+                _ = tick.tick() => {
+                    // The phase is set after its objects were told; they may wait in the channel still.
+                    if raw.status.is_synced() && raw.told.is_empty() && let Some(known) = known.take() {
+                        let _ = known.send(()); // who waited may have lost patience
+                    }
+                    self.report().await;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, kind: usize, told: Told<Value>) {
+        let Some(owner) = [Owner::Felix, Owner::Ours].into_iter().nth(kind) else { return };
+        match told {
+            Told::Part(mut objects) => self.parts.append(&mut objects),
+            Told::Done => {
+                let objects = std::mem::take(&mut self.parts);
+                self.replace(owner, objects);
+            }
+            Told::All { objects, .. } => {
+                self.parts.clear();
+                self.replace(owner, objects);
+            }
+            Told::Applied(object) => match self.read(owner, object) {
+                Ok(resource) => locked(&self.shared).apply(resource),
+                Err(reference) => locked(&self.shared).delete(&reference),
+            },
+            Told::Gone { identity, .. } => {
+                locked(&self.shared).delete(&ResourceRef { owner, name: identity.name });
+            }
+        }
+    }
+
+    fn replace(&self, owner: Owner, objects: Vec<Value>) {
+        let resources = objects.into_iter().filter_map(|object| self.read(owner, object).ok()).collect();
+        locked(&self.shared).replace_all(owner, resources);
+    }
+
+    /// An object that is none is no layer.
+    fn read(&self, owner: Owner, mut object: Value) -> Result<Resource, ResourceRef> {
+        let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        Resource::read(owner, &mut object).map_err(|problem| {
+            let reference = ResourceRef { owner, name };
+            if reference.layer(&self.node).is_some() {
+                self.metrics.cluster_objects_refused.add(owner.kind(), 1);
+                warn!(kind = owner.kind(), name = reference.name, "spec {problem}: it is no layer");
+            }
+            reference
+        })
+    }
+
+    /// Writes what is to be said, when it is time.
+    async fn report(&mut self) {
+        for report in &mut self.reports {
+            let wanted = Wanted::of(&locked(&self.shared), report.layer);
+            let Some(wanted) = report.due(wanted, Instant::now()) else { continue };
+            let conditions =
+                wanted.written(&jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            match watch::apply_conditions(self.link.client(), &wanted.name, conditions).await {
+                Ok(()) => {
+                    debug!(name = wanted.name, "status written");
+                    report.written = Some(wanted.conditions);
+                    report.failed = false;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut report.failed, true) {
+                        warn!(name = wanted.name, %error, "the status of this FlowLogConfiguration cannot be written");
+                    }
+                    report.at = Some(Instant::now() + AGAIN.mul_f64(1.0 + fastrand::f64()));
+                }
+            }
+        }
+    }
+}
+
+/// What is to be said of one of our objects.
+struct Wanted {
+    name: String,
+    /// With the generation of the object that each speaks of.
+    conditions: Vec<(Condition, i64)>,
+    existing: Vec<Value>,
+    /// Many agents could say it: only what nobody has said of this generation.
+    by_anyone: bool,
+}
+
+impl Wanted {
+    fn of(reload: &Reload, layer: Layer) -> Option<Self> {
+        let layers = reload.layers();
+        let object = layers.resource(layer)?;
+        let by_anyone = layer == Layer::ClusterDefault;
+        let felix = layers.resource(if by_anyone { Layer::FelixDefault } else { Layer::FelixNode });
+        let felix = felix.filter(|felix| felix.spec.keys().any(|field| Field::by_name(field).is_some()));
+        let mut conditions = vec![(accepted(ACCEPTED, object), object.generation)];
+        conditions.extend(felix.map(|felix| (accepted(FELIX_ACCEPTED, felix), felix.generation)));
+        if !by_anyone {
+            conditions.push((in_force(reload.waiting()), object.generation));
+        }
+        let (name, existing) = (object.reference.name.clone(), object.conditions.clone());
+        Some(Self { name, conditions, existing, by_anyone })
+    }
+
+    fn existing(&self, kind: &str) -> Option<&Value> {
+        self.existing.iter().find(|condition| condition["type"] == kind)
+    }
+
+    fn is_said(&self) -> bool {
+        let says = |(condition, generation): &(Condition, i64)| {
+            let Some(existing) = self.existing(condition.kind) else { return false };
+            let of_this = existing["observedGeneration"] == *generation;
+            // Agents of another version may say it in other words; without generations only words tell.
+            if self.by_anyone && *generation > 0 {
+                return of_this;
+            }
+            of_this
+                && existing["status"] == status(condition)
+                && existing["reason"] == condition.reason
+                && existing["message"] == condition.message
+        };
+        let ours = [ACCEPTED, FELIX_ACCEPTED, crate::config::IN_FORCE];
+        let is_too_much = |existing: &Value| {
+            let kind = existing["type"].as_str().unwrap_or_default();
+            ours.contains(&kind) && !self.conditions.iter().any(|(condition, _)| condition.kind == kind)
+        };
+        self.conditions.iter().all(says) && !self.existing.iter().any(is_too_much)
+    }
+
+    /// As they stand in the object; a status that stays keeps its time.
+    fn written(&self, now: &str) -> Vec<Value> {
+        let write = |(condition, generation): &(Condition, i64)| {
+            let status = status(condition);
+            let since = self
+                .existing(condition.kind)
+                .filter(|existing| existing["status"] == status)
+                .and_then(|existing| existing["lastTransitionTime"].as_str())
+                .unwrap_or(now);
+            json!({
+                "type": condition.kind,
+                "status": status,
+                "observedGeneration": generation,
+                "lastTransitionTime": since,
+                "reason": condition.reason,
+                "message": condition.message,
+            })
+        };
+        self.conditions.iter().map(write).collect()
+    }
+}
+
+fn status(condition: &Condition) -> &'static str {
+    if condition.is_true { "True" } else { "False" }
+}
+
+/// When one object's status is to be written.
+struct Report {
+    layer: Layer,
+    at: Option<Instant>,
+    /// What was written last, which the watch may not have told back yet.
+    written: Option<Vec<(Condition, i64)>>,
+    failed: bool,
+}
+
+impl Report {
+    fn new(layer: Layer) -> Self {
+        Self { layer, at: None, written: None, failed: false }
+    }
+
+    /// What is to be written now.
+    fn due(&mut self, wanted: Option<Wanted>, now: Instant) -> Option<Wanted> {
+        let Some(wanted) = wanted.filter(|wanted| !wanted.is_said()) else {
+            (self.at, self.written) = (None, None);
+            return None;
+        };
+        if self.written.as_ref() == Some(&wanted.conditions) {
+            return None;
+        }
+        let at = *self.at.get_or_insert_with(|| {
+            now + if wanted.by_anyone { feedback_delay(fastrand::f64()) } else { DEBOUNCE }
+        });
+        if now < at {
+            return None;
+        }
+        self.at = None;
+        Some(wanted)
+    }
+}
+
+/// `max(0, T (1 + log_N(u)))` for a `u` from 0 to 1: of N agents one is early, and the time at which it is depends little
+/// on how many there are.
+fn feedback_delay(u: f64) -> Duration {
+    let share = 1.0 + u.max(f64::MIN_POSITIVE).ln() / AGENTS.ln();
+    FEEDBACK.mul_f64(share.clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+#[path = "cluster_configuration_tests.rs"]
+mod tests;

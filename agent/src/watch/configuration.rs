@@ -1,0 +1,96 @@
+//! Configuration objects at the API server, beside the watch: read once, and our own one's status written.
+//!
+//! In: a client. Out: the objects that are layers of one node (`flowlogd config` shows them); conditions in the status
+//! of a FlowLogConfiguration, by server-side apply under one field manager, whichever agent writes.
+//! Always: what is not served or does not exist is no error; nothing but the status of our own objects is written.
+//! What the conditions say, and which agent writes them when, is deliberately not here.
+
+use std::time::Duration;
+
+use http::Request;
+use kube::Client;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use serde_json::{Value, json};
+
+use super::kinds::CONFIGURATION;
+use crate::config::{GROUP, KIND, Owner, PLURAL, Resource};
+
+/// The owner of the status' fields.
+const FIELD_MANAGER: &str = "flowlogd";
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why the API server did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error("the API server refuses: {0}: see the rights that deploy/ gives the agent")]
+    Refused(kube::Error),
+    #[error("the API server cannot be reached: {0}")]
+    Unreachable(kube::Error),
+    #[error("the API server does not answer within {PATIENCE:?}")]
+    Silent,
+}
+
+impl From<kube::Error> for AskError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(_) => Self::Refused(error),
+            other => Self::Unreachable(other),
+        }
+    }
+}
+
+/// The objects that are layers of this node.
+///
+/// # Errors
+/// A server that does not answer, or refuses.
+pub async fn configuration(client: &Client, node: &str) -> Result<Vec<Resource>, AskError> {
+    let reading = async {
+        let mut resources = Vec::new();
+        for wanted in &CONFIGURATION {
+            for name in ["default".to_owned(), format!("node.{node}")] {
+                for (group, version) in wanted.served {
+                    let path = format!("/apis/{group}/{version}/{}/{name}", wanted.plural);
+                    let Some(mut value) = get(client, &path).await? else { continue };
+                    let owner = Owner::of(&format!("{group}/{version}"), wanted.kind);
+                    if let Some(Ok(resource)) = owner.map(|owner| Resource::read(owner, &mut value)) {
+                        resources.push(resource);
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(resources)
+    };
+    tokio::time::timeout(PATIENCE, reading).await.map_err(|_| AskError::Silent)?
+}
+
+async fn get(client: &Client, path: &str) -> Result<Option<Value>, AskError> {
+    let request = Request::get(path)
+        .body(Vec::new())
+        .map_err(|error| AskError::Unreachable(kube::Error::HttpError(error)))?;
+    match client.request::<Value>(request).await {
+        Ok(value) => Ok(Some(value)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// These are all conditions of the object from now on.
+///
+/// # Errors
+/// A server that does not answer, or refuses.
+pub async fn apply_conditions(client: &Client, name: &str, conditions: Vec<Value>) -> Result<(), AskError> {
+    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, "v1", KIND), PLURAL);
+    let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let patch = Patch::Apply(json!({
+        "apiVersion": format!("{GROUP}/v1"),
+        "kind": KIND,
+        "metadata": {"name": name},
+        "status": {"conditions": conditions},
+    }));
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    let writing = objects.patch_status(name, &parameters, &patch);
+    tokio::time::timeout(PATIENCE, writing).await.map_err(|_| AskError::Silent)??;
+    Ok(())
+}
