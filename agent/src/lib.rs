@@ -10,7 +10,7 @@
 //! The rooms, in data order. Who may import whom (arrows point down only; `xtask/src/rooms.rs` holds the code to it):
 //!
 //! ```text
-//! main -> cli -> { app, config, filter, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
+//! main -> cli -> { app, cluster, config, filter, flow, model, pipeline, policy, sink, snapshot, source, telemetry, watch, wire }
 //! app -> { aggregate, config, http, model, pipeline, sink, snapshot, source, telemetry, watch, wire }
 //! http -> { config, telemetry }   telemetry -> { model, pipeline, sink, watch }   source -> { config, model }
 //! sink -> { config, filter, model, wire }   watch -> { cluster, config, model, policy, snapshot }

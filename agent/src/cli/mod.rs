@@ -21,6 +21,7 @@ pub mod check;
 pub mod config;
 pub mod exit;
 pub mod observe;
+pub mod policy;
 pub mod record;
 pub mod replay;
 pub mod run;
@@ -69,6 +70,7 @@ pub enum Verb {
     Observe(observe::ObserveArgs),
     Check(check::CheckArgs),
     Config(config::ConfigArgs),
+    Policy(policy::PolicyArgs),
 }
 
 impl Verb {
@@ -77,7 +79,9 @@ impl Verb {
         match self {
             Self::Run(args) => args.fields(),
             Self::Record(args) => args.fields(),
-            Self::Replay(_) | Self::Observe(_) | Self::Check(_) | Self::Config(_) => Vec::new(),
+            Self::Replay(_) | Self::Observe(_) | Self::Check(_) | Self::Config(_) | Self::Policy(_) => {
+                Vec::new()
+            }
         }
     }
 }
@@ -152,6 +156,7 @@ fn dispatch(mut cli: Cli) -> anyhow::Result<u8> {
         Verb::Observe(args) => observe::run(&resolved, args),
         Verb::Check(args) => check::run(&resolved, args),
         Verb::Config(args) => config::run(&resolved, args),
+        Verb::Policy(args) => policy::run(&cli.global, &resolved, args),
     }
 }
 

@@ -234,6 +234,11 @@ impl Cluster {
         self.owners.forgotten()
     }
 
+    /// The addresses of this node's object.
+    pub fn addresses_of_node(&self, node: &str) -> impl Iterator<Item = IpAddr> {
+        self.nodes.get(node).into_iter().flat_map(|node| node.addresses.iter().copied())
+    }
+
     /// Addresses with an owner, present or past.
     pub fn address_count(&self) -> usize {
         self.owners.addresses()

@@ -10,6 +10,7 @@ mod evaluate;
 pub mod ir;
 mod labels;
 pub mod order;
+pub mod preview;
 pub mod reference;
 pub mod selector;
 mod store;
@@ -92,4 +93,14 @@ fn broken_hit(
         action: Action::Pass,
         rule: UNKNOWN_RULE,
     })
+}
+
+/// Does the policy apply to this endpoint, in whatever direction?
+pub fn selects(
+    policy: &ir::Policy,
+    endpoint: &Endpoint,
+    cluster: &crate::cluster::Cluster,
+    policies: &Policies,
+) -> bool {
+    policy.subject.matches(&labels::Identity::of(endpoint, cluster, policies))
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::model::{FlowEnd, FlowLog, FlowLogs, Policies, ProcessColumns, TcpColumns, Timestamp};
 
-pub use policy_name::NameStyle;
+pub use policy_name::{NameStyle, policy_entries};
 
 /// What the configuration says of the line.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -45,6 +45,13 @@ pub fn entries(trace: &Trace, style: NameStyle, out: &mut Vec<u8>) {
     out.push(b']');
 }
 
+/// The same entries, one by one: for people and tools that do not write lines.
+pub fn policy_entries(trace: &Trace, style: NameStyle) -> Vec<String> {
+    let mut json = Vec::new();
+    entries(trace, style, &mut json);
+    serde_json::from_slice(&json).unwrap_or_default()
+}
+
 fn dotted(hit: &Hit, out: &mut Vec<u8>) {
     namespace(hit, out);
     if hit.kind.is_staged() {
