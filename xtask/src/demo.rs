@@ -135,13 +135,15 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 /// Both ends of every connection are this program's threads. Gives how many TCP lines do not say so.
 fn show_sockets(lines: &[lines::Line]) -> usize {
     let is_tcp = |line: &&lines::Line| line.proto == "tcp" && line.action == "allow" && line.started > 0;
-    let (named, unnamed): (Vec<_>, Vec<_>) =
-        lines.iter().filter(is_tcp).partition(|line| line.process != "-" && line.round_trip > 0);
+    let (named, unnamed): (Vec<_>, Vec<_>) = lines.iter().filter(is_tcp).partition(|line| {
+        let is_answered = line.counts.iter().all(|count| count.packets > 0);
+        line.process != "-" && (line.round_trip > 0 || !is_answered)
+    });
     for line in &unnamed {
         println!("no process or no round trip: {line:?}");
     }
     println!(
-        "{} of {} TCP lines tell a process and a round trip\n",
+        "{} of {} TCP lines tell a process and, where there was an answer, a round trip\n",
         named.len(),
         named.len() + unnamed.len()
     );
