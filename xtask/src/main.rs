@@ -10,9 +10,11 @@ mod ebpf;
 mod netns;
 mod packages;
 mod python;
+mod release;
 #[cfg(test)]
 mod rooms;
 mod stores;
+mod supply;
 mod test;
 mod vm;
 
@@ -37,6 +39,10 @@ enum Verb {
     Deploy(deploy::Arguments),
     /// Show the flow log of real traffic on a small node, beside the kernel's own counts (as root).
     Demo(demo::Arguments),
+    /// Build the static binary that images are made of, with its bill of materials.
+    Release(release::Arguments),
+    /// Check licences, bans and sources of what the agent is made of, and that its packages can be built.
+    Supply(supply::Arguments),
     /// Run everything that says whether the tree is good.
     Test(test::Arguments),
     /// Run the kernel cases on several real kernels, each in its own qemu guest.
@@ -51,6 +57,8 @@ fn main() -> ExitCode {
         Verb::Codegen(arguments) => codegen::run(&arguments),
         Verb::Deploy(arguments) => deploy::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Release(arguments) => release::run(&arguments),
+        Verb::Supply(arguments) => supply::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Vm(arguments) => vm::run(&arguments),
         Verb::Ebpf(arguments) => ebpf::run(&arguments),

@@ -62,6 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     report.step("eBPF objects are those of the source", ebpf);
     report.step("generated files are those of the code", || xtask(&["codegen", "--check"]));
     report.step("manifests of every way to install", deploy);
+    report.step("licences, sources, packages", || xtask(&["supply"]));
     report.step_with_counts("unit, property, scenario and rim tests", tests);
     report.step("benches run", || xtask(&["bench", "--quick"]));
     if arguments.no_demo {

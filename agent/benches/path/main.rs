@@ -8,7 +8,6 @@
 
 mod cluster;
 mod pipeline;
-mod policy;
 mod wire;
 mod world;
 

@@ -216,7 +216,6 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
             config = changed;
             trace.set(config.config.flow_logs_collector_debug_trace);
             writer.reconfigure(Lines::of(&config.config, &options.node));
-            sources.set_collectors(&config.config);
         }
         if stopping {
             // What ended while that window was closed: nothing that the kernel has told is lost by the stop.

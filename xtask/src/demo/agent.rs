@@ -35,16 +35,11 @@ impl Agent {
         binary: &Path,
         folder: &Path,
         cluster: &Path,
-        wished: &super::Arguments,
+        source: &str,
     ) -> anyhow::Result<Self> {
         let log = folder.join("agent.log");
         let directory = format!("flowLogsFileDirectory={}", folder.display());
         let cluster = cluster.to_str().context("the temporary directory's path is no text")?;
-        let collectors: &[&str] = if wished.collect {
-            &["--set", "flowLogsCollectProcessInfo=true", "--set", "flowLogsCollectTcpStats=true"]
-        } else {
-            &[]
-        };
         let arguments = [
             "run",
             "--node",
@@ -52,13 +47,13 @@ impl Agent {
             "--cluster",
             cluster,
             "--source",
-            &wished.source,
+            source,
             "--set",
             "flowLogsFlushInterval=5s",
             "--set",
             &directory,
-        ];
-        let arguments: Vec<_> = arguments.iter().chain(collectors).map(AsRef::as_ref).collect();
+        ]
+        .map(AsRef::as_ref);
         let process = node.start(
             binary.as_os_str(),
             &arguments,
