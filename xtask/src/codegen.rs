@@ -1,7 +1,7 @@
 //! `cargo xtask codegen`: files that are made from the code and tracked.
 //!
 //! In: the types of the `flowlogd` library. Out: `deploy/flow-log.schema.json`, `deploy/reference.md`,
-//! `deploy/metrics.md`, the CustomResourceDefinition in `deploy/base/`. What always holds: the same code gives the
+//! `deploy/metrics.md`, the CustomResourceDefinition in `deploy/base/`, and what other files make. What always holds: the same code gives the
 //! same bytes, so `--check` can compare, as the library's own tests do. Deliberately not here: what the files
 //! say; each comes from one function of the library.
 
@@ -26,7 +26,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     is_good &= settle("deploy/reference.md", &reference(), arguments.check)?;
     is_good &= settle("deploy/metrics.md", &metrics(), arguments.check)?;
     is_good &= settle(CRD, &flowlogd::config::crd_yaml(), arguments.check)?;
-    let others = [crate::deploy::generated()?, crate::stores::files()?, crate::dashboards::files()?];
+    let others = [
+        crate::deploy::generated()?,
+        crate::stores::files()?,
+        crate::dashboards::files()?,
+        crate::pages::files()?,
+    ];
     for (name, content) in others.into_iter().flatten() {
         is_good &= settle(&name, &content, arguments.check)?;
     }

@@ -9,6 +9,7 @@ mod deploy;
 mod ebpf;
 mod netns;
 mod packages;
+mod pages;
 mod python;
 mod release;
 #[cfg(test)]

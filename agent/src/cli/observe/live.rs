@@ -46,7 +46,7 @@ pub fn observe(
                 }
             },
             Ok(Told::Lost(n)) => shown.lost(n),
-            Ok(Told::Caught(_)) => shown.settle(std::mem::take(&mut first), false),
+            Ok(Told::Caught(_)) => shown.settle(std::mem::take(&mut first)),
             Ok(Told::Error(error)) => {
                 refused = Some(error);
                 Ok(false)
@@ -67,7 +67,7 @@ pub fn observe(
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
         Err(error) => return Err(error).or_exit(Exit::OutputFailed).map_err(Into::into),
     }
-    shown.settle(first, true).or_exit(Exit::OutputFailed)?;
+    shown.settle(first).or_exit(Exit::OutputFailed)?;
     if follow {
         super::super::say("the agent has ended");
     }

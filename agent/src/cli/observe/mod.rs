@@ -173,7 +173,7 @@ fn read(args: &ObserveArgs, shown: &mut Shown, skipped: &mut Skipped) -> anyhow:
                 return Ok(());
             }
         }
-        if !shown.settle(std::mem::take(&mut first), followed.is_empty()).or_exit(Exit::OutputFailed)? {
+        if !shown.settle(std::mem::take(&mut first)).or_exit(Exit::OutputFailed)? {
             return Ok(());
         }
         if followed.is_empty() {

@@ -125,8 +125,8 @@ impl Shown {
         Ok(true)
     }
 
-    /// All that there was has been read, or nothing comes for now. `first`: of the first time; `end`: nothing will come.
-    pub fn settle(&mut self, first: bool, end: bool) -> io::Result<bool> {
+    /// All that there was has been read, or nothing comes for now. `first`: of the first time.
+    pub fn settle(&mut self, first: bool) -> io::Result<bool> {
         if first && std::mem::take(&mut self.keeping) {
             for raw in std::mem::take(&mut self.kept) {
                 // It parsed before.
@@ -138,7 +138,7 @@ impl Shown {
             }
         }
         if let Show::Top(top, format, screen) = &self.show
-            && (std::mem::take(&mut self.changed) || end && !first)
+            && std::mem::take(&mut self.changed)
         {
             match format {
                 Format::Json => self.out.push_str(&top.json()),
