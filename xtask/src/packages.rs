@@ -18,6 +18,9 @@ pub type Needed = (&'static str, &'static str);
 pub const NODE: [Needed; 4] =
     [("ip", "iproute2"), ("nft", "nftables"), ("conntrack", "conntrack"), ("setpriv", "util-linux")];
 
+/// A DNS server that answers real questions.
+pub const DNS: [Needed; 1] = [("dnsmasq", "dnsmasq-base")];
+
 /// What ships lines, and what watches the agent's metrics.
 pub const STORES: [Needed; 2] = [("promtool", "prometheus"), ("rsyslogd", "rsyslog")];
 

@@ -11,5 +11,5 @@ mod tcp;
 mod window;
 
 pub use level::{Level, RecordKey, RecordParts, Report, overflow_parts, parts};
-pub use settings::{IdleFlows, PendingPolicies, PrivateNetworks, Settings};
+pub use settings::{DnsSettings, IdleFlows, PendingPolicies, PrivateNetworks, Settings};
 pub use window::{Contribution, RecordId, Window, WindowStats};

@@ -1,8 +1,11 @@
 //! What of the configuration the pure path needs; resolved, valid, without layers.
 
-use crate::filter::Rules;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::Level;
+use crate::filter::Rules;
+use crate::model::TrustedServer;
 
 /// `flowLogsFileIdleFlows`: live flows without traffic in the window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +38,29 @@ pub enum PendingPolicies {
     None,
 }
 
+/// How names are learnt from DNS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsSettings {
+    /// `flowLogsDestDomainsByClient`.
+    pub by_client: bool,
+    pub trusted_servers: Arc<[TrustedServer]>,
+    pub extra_ttl: Duration,
+    /// A change of it empties what was learnt.
+    pub cache_epoch: u64,
+}
+
+impl Default for DnsSettings {
+    fn default() -> Self {
+        let kube_dns = TrustedServer::Service { namespace: "kube-system".into(), name: "kube-dns".into() };
+        Self {
+            by_client: true,
+            trusted_servers: [kube_dns].into(),
+            extra_ttl: Duration::ZERO,
+            cache_epoch: 0,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub level_for_allowed: Level,
@@ -59,6 +85,7 @@ pub struct Settings {
     pub process_args_limit: usize,
     /// `flowLogsFilters`: which records are left out.
     pub filters: Rules,
+    pub dns: DnsSettings,
 }
 
 impl Default for Settings {
@@ -83,6 +110,7 @@ impl Default for Settings {
             process_limit: 2,
             process_args_limit: 5,
             filters: Rules::default(),
+            dns: DnsSettings::default(),
         }
     }
 }

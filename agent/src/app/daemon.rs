@@ -31,6 +31,7 @@ use crate::watch::{ConnectError, ManifestError};
 
 use super::cluster_configuration;
 use super::configuration::{self, Reload, locked};
+use super::dns::Dns;
 use super::dynamic::{self, Raised};
 use super::outside::{Beats, Outside, Shown};
 use super::world::{Batch, Origin, Watched, load_world, ready_of};
@@ -150,6 +151,8 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         pipeline.restore(checkpoint.entries);
     }
     let trace = Cell::new(config.config.flow_logs_collector_debug_trace);
+    let mut dns = Dns::new(metrics.clone());
+    dns.configure(&config.config, &mut pipeline, clock.now());
     let step = |pipeline: &mut Pipeline, world: &mut Batch<'_>, observed: Observed| {
         match &observed.observation {
             Observation::Lost { stage, events } => metrics.lost_events.add(stage, *events),
@@ -170,6 +173,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         drops = sources.drops_state(),
         processes = sources.collectors_state()[0].1,
         tcp = sources.collectors_state()[1].1,
+        dns = dns.is_capturing(),
         node = %options.node,
         cluster = %origin,
         interval = ?config.config.flow_logs_flush_interval,
@@ -196,6 +200,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         if !stopping && !due.is_zero() {
             let mut batch = Batch::of(&world);
             sources.poll(POLL.min(due), &mut |observed| step(&mut pipeline, &mut batch, observed));
+            dns.poll(&mut pipeline, batch.snapshot(), clock.now());
             continue;
         }
         let began = Instant::now();
@@ -208,12 +213,14 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         let next = changed.as_ref().unwrap_or(&config);
         pipeline.reconfigure(raised.next(settings(&next.config), &next.config, metrics));
         let now = clock.now();
+        dns.poll(&mut pipeline, &snapshot, now);
         let lines = close_window(&mut pipeline, &mut sources, &writer, metrics, now, &snapshot, stopping);
         if let Some(watched) = &watched {
             watched.window_closed(now, lines, metrics);
         }
         if let Some(changed) = changed {
             config = changed;
+            dns.configure(&config.config, &mut pipeline, now);
             trace.set(config.config.flow_logs_collector_debug_trace);
             writer.reconfigure(Lines::of(&config.config, &options.node));
         }
@@ -236,6 +243,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         debug!(stage, events, "counted by the kernel side");
     }
     drop(sources);
+    dns.finish(&mut pipeline, &world.load(), clock.now());
     if !tasks.stop(TASKS_END) {
         debug!("some tasks had not ended in time");
     }

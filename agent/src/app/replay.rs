@@ -21,6 +21,7 @@ use crate::watch::{DecodeError, Decoded, DecodedRef, decode, decode_ref};
 use crate::wire::flow_log::{LineFormat, encode_all};
 use crate::wire::recording::{Line, ReadError, Reader};
 
+use super::replay_dns::DnsReplay;
 use super::{line_format, settings};
 
 /// When windows close.
@@ -45,6 +46,8 @@ pub enum ReplayError {
     /// The source says why: a reader that went away is no error.
     #[error("lines cannot be written (check the output's disk, or where it is piped to)")]
     Output(#[source] io::Error),
+    #[error("lines of the DNS log cannot be written (check the disk of the path after --dns-log)")]
+    DnsLog(#[source] io::Error),
     #[error(
         "nothing in the cluster names the node {node:?}, so no flow has a local end; {}: give one of them with --node",
         nodes_there(nodes)
@@ -88,7 +91,14 @@ impl Replay {
     ///
     /// # Errors
     /// The first line that is malformed; output that cannot be written; a cluster in which nothing names the node.
-    pub fn run(self, input: impl BufRead, output: &mut impl Write) -> Result<ReplaySummary, ReplayError> {
+    /// `dns_log`: where lines of the DNS log go, if they are wanted.
+    pub fn run(
+        self,
+        input: impl BufRead,
+        output: &mut impl Write,
+        dns_log: Option<&mut dyn Write>,
+    ) -> Result<ReplaySummary, ReplayError> {
+        let mut dns = dns_log.map(DnsReplay::new);
         let mut configured = Configured::new(self.layers);
         let format = line_format(&configured.config, self.world.cluster.node());
         let mut world = Replayed::new(self.world);
@@ -136,10 +146,16 @@ impl Replay {
                 }
             }
             unflushed |= line != Line::Flush;
+            if let Some(dns) = &mut dns {
+                dns.advance(now, &configured.config, explicit).map_err(ReplayError::DnsLog)?;
+            }
             match line {
                 Line::Observation(observation) => {
                     observed = true;
                     pipeline.step(Input::Observation(&observation), now, world.snapshot());
+                    if let Some(dns) = &mut dns {
+                        dns.observe(&observation, now, pipeline, world.snapshot());
+                    }
                 }
                 Line::Apply(object) => match decode(object) {
                     Ok(Decoded::Object(object)) => world.apply(object, now),
@@ -160,6 +176,9 @@ impl Replay {
                     lines.close_window(pipeline, now, &mut world, &mut configured)?;
                     opened = now;
                     unflushed = false;
+                    if let Some(dns) = &mut dns {
+                        dns.flush(now, &configured.config).map_err(ReplayError::DnsLog)?;
+                    }
                 }
                 Line::Flush => {}
             }
@@ -174,6 +193,9 @@ impl Replay {
                 lines.close_window(pipeline, last, &mut world, &mut configured)?;
             }
             lines.summary.stats = pipeline.stats().clone();
+        }
+        if let Some(dns) = &mut dns {
+            dns.end(last, &configured.config).map_err(ReplayError::DnsLog)?;
         }
         lines.summary.blank_lines = reader.blank_lines();
         lines.output.flush().map_err(ReplayError::Output)?;

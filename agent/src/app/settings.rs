@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::aggregate::{IdleFlows, Level, PendingPolicies, PrivateNetworks, Settings};
+use crate::aggregate::{DnsSettings, IdleFlows, Level, PendingPolicies, PrivateNetworks, Settings};
 use crate::config::{self, Config, FileFormat, PolicyEvaluationMode, PolicyNameStyle};
+use crate::pipeline::DnsLogSettings;
 use crate::wire::flow_log::{LineFormat, NameStyle};
 
 pub fn settings(config: &Config) -> Settings {
@@ -38,6 +39,28 @@ pub fn settings(config: &Config) -> Settings {
         process_limit: config.flow_logs_file_per_flow_process_limit as usize,
         process_args_limit: config.flow_logs_file_per_flow_process_args_limit as usize,
         filters: config.flow_logs_filters.clone(),
+        dns: DnsSettings {
+            by_client: config.flow_logs_dest_domains_by_client,
+            // What is none of these is told when the capture starts.
+            trusted_servers: config
+                .dns_trusted_servers
+                .iter()
+                .filter_map(|server| server.parse().ok())
+                .collect(),
+            extra_ttl: config.dns_extra_ttl,
+            cache_epoch: config.dns_cache_epoch,
+        },
+    }
+}
+
+pub fn dns_log_settings(config: &Config) -> DnsLogSettings {
+    DnsLogSettings {
+        by_pod: config.dns_logs_file_aggregation_kind == 0,
+        include_labels: config.dns_logs_file_include_labels,
+        limit: config.dns_logs_file_per_node_limit as usize,
+        latency: config.dns_logs_latency,
+        host_endpoints: config.flow_logs_enable_host_endpoint,
+        private_extended: config.flow_logs_private_networks == config::PrivateNetworks::Extended,
     }
 }
 

@@ -30,6 +30,9 @@ pub struct ReplayArgs {
     /// What closes a window: the interval flowLogsFlushInterval in the recording's time, or its flush lines alone
     #[arg(long, value_enum, default_value_t = Flush::Interval)]
     pub flush: Flush,
+    /// Write the lines of the DNS log to this file, which is replaced; without it `dns` lines only name destinations
+    #[arg(long, value_name = "PATH")]
+    pub dns_log: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -82,13 +85,22 @@ pub fn run(global: &Global, mut layers: Layers, args: &mut ReplayArgs) -> anyhow
         limits: Limits::default(),
     };
     let mut output = BufWriter::new(io::stdout().lock());
-    let summary = replay.run(open(&recording)?, &mut output).map_err(|error| {
+    let mut dns_log = match &args.dns_log {
+        Some(path) => Some(BufWriter::new(
+            File::create(path)
+                .with_context(|| format!("{}: the DNS log cannot be written there", path.display()))
+                .or_exit(Exit::OutputFailed)?,
+        )),
+        None => None,
+    };
+    let dns_log = dns_log.as_mut().map(|file| file as &mut dyn io::Write);
+    let summary = replay.run(open(&recording)?, &mut output, dns_log).map_err(|error| {
         let exit = match &error {
             ReplayError::Recording(ReadError::Io { .. }) => Exit::NotFound,
             ReplayError::Recording(ReadError::Malformed(_))
             | ReplayError::Object { .. }
             | ReplayError::EndOfTime { .. } => Exit::Malformed,
-            ReplayError::Output(_) => Exit::OutputFailed,
+            ReplayError::Output(_) | ReplayError::DnsLog(_) => Exit::OutputFailed,
             ReplayError::UnknownNode { .. } => Exit::Usage,
         };
         Failure::new(exit, error)

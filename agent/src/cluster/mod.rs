@@ -214,6 +214,21 @@ impl Cluster {
         self.services.find(proto, ip, original_port, dnat || self.nodes.is_address(ip))
     }
 
+    /// The addresses of a service, and of what stands behind it.
+    pub fn service_addresses<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> impl Iterator<Item = IpAddr> + 'a {
+        let key = ObjectName { namespace: Some(namespace.into()), name: name.into() };
+        let own = self.known_services.get(&key).into_iter().flat_map(|service| service.ips.iter());
+        let behind = self.slices.values().chain(self.endpoints.values()).filter(move |endpoints| {
+            *endpoints.namespace == *namespace && endpoints.service.as_deref() == Some(name)
+        });
+        let behind = behind.flat_map(|endpoints| &endpoints.groups).flat_map(|group| &group.addresses);
+        own.chain(behind).map(|ip| canonical(*ip))
+    }
+
     /// Does anything name the local node: a Node, a pod on it, a HostEndpoint of it?
     pub fn names_local_node(&self) -> bool {
         self.nodes.get(&self.node).is_some()

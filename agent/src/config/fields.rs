@@ -175,6 +175,8 @@ fields! {
     flow_logs_collect_tcp_stats "flowLogsCollectTcpStats": bool = false, Live;
     /// Log every observation and report at debug level.
     flow_logs_collector_debug_trace "flowLogsCollectorDebugTrace": bool = false, Live;
+    /// Ours. Capture DNS for `dest_domains` alone; `dnsLogsFileEnabled` captures it too. It needs CAP_NET_RAW and costs other packets one run of a classic filter.
+    flow_logs_collect_dest_domains "flowLogsCollectDestDomains": bool = false, Live;
     /// Attribute a domain to a destination only for the client that asked for it.
     flow_logs_dest_domains_by_client "flowLogsDestDomainsByClient": bool = true, Live;
     /// Raise the aggregation levels by one a flush, to 3 at most, while the shipper lags behind, and lower them by one a flush when it has caught up.
@@ -280,7 +282,7 @@ fields! {
     dns_cache_epoch "dnsCacheEpoch": u64 = 0, Live;
     /// Time by which an answer is kept longer than its own time to live.
     dns_extra_ttl "dnsExtraTTL": Duration = Duration::ZERO, Live, ANY_SPAN;
-    /// Servers whose answers are believed: addresses, or `k8s-service:[namespace/]name[:port]`.
+    /// Servers whose answers are believed: addresses, or `k8s-service:[namespace/]name[:port]` (in `kube-system` without a namespace). Ports are not looked at. Where no Service is known at all, an entry that names one lets every server be believed.
     dns_trusted_servers "dnsTrustedServers": Vec<String> = vec!["k8s-service:kube-dns".into()], Live;
 
     /// Felix's. The agent pushes nothing to Goldmane; it writes files and serves its own live view.

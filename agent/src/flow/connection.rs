@@ -100,6 +100,8 @@ pub struct Extra {
     pub tcp: [TcpEnd; 2],
     /// What the policies say now, where it is not what they said at the beginning.
     pub pending: [Option<Arc<Evaluation>>; 2],
+    /// The names by which the source may have found the destination.
+    pub domains: Option<Arc<[Arc<str>]>>,
 }
 
 #[derive(Clone, Debug)]

@@ -75,6 +75,8 @@ pub struct Denied {
     pub reopened: bool,
     /// Who holds the sockets, `[source's, destination's]`, where it was told.
     pub processes: [Option<Arc<Process>>; 2],
+    /// The names by which the source may have found the destination.
+    pub domains: Option<Arc<[Arc<str>]>>,
 }
 
 impl Denied {
@@ -105,6 +107,7 @@ impl Denied {
             earlier_labels: [None, None],
             reopened: false,
             processes: [None, None],
+            domains: None,
         }
     }
 

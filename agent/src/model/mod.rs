@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod counters;
+mod dns;
 mod endpoint;
 mod flow_log;
 mod labels;
@@ -12,6 +13,7 @@ mod verdict;
 
 pub use checkpoint::CheckpointEntry;
 pub use counters::{Counters, Directional};
+pub use dns::{DnsEnd, DnsLatency, DnsLog, DnsLogs, KnownDomain, RrSets, TrustedServer, domain_name};
 pub use endpoint::{Endpoint, EndpointKind, NamedPort, Policed, ServiceName};
 pub use flow_log::{FlowEnd, FlowLog, FlowLogs, Policies, ProcessColumns, Reporter, TcpColumns};
 pub use labels::Labels;

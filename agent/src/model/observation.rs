@@ -143,7 +143,11 @@ pub struct DnsRecord {
     pub client: IpAddr,
     pub server: IpAddr,
     pub question: Arc<str>,
+    /// What was asked for; a recording need not say.
+    pub qtype: Option<Arc<str>>,
+    pub qclass: Option<Arc<str>>,
     pub rcode: Arc<str>,
+    /// 0: not measured.
     pub latency_us: u64,
     pub answers: Vec<DnsAnswer>,
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::aggregate::{Contribution, PendingPolicies, Report, Window};
 use crate::cluster::Cluster;
-use crate::flow::{Connection, Denied, DeniedTable, Flags, Verdicts};
+use crate::flow::{Connection, Denied, DeniedTable, Domains, Flags, Verdicts};
 use crate::model::{
     Action, Addresses, Counters, Direction, Endpoint, EndpointKind, Evaluation, FiveTuple, Labels, Reporter,
     Timestamp, Trace,
@@ -41,6 +41,7 @@ pub(super) struct Fold<'a> {
     pub(super) evaluator: &'a mut Evaluator,
     pub(super) window: &'a mut Window,
     pub(super) verdicts: &'a Verdicts,
+    pub(super) domains: &'a Domains,
     pub(super) denied: Option<&'a mut DeniedTable>,
     pub(super) stats: &'a mut Stats,
     pub(super) plain: &'a PlainAddresses,
@@ -64,6 +65,9 @@ impl Fold<'_> {
         };
         let before = [0, 1].map(|side| connection.ends[side].is_some());
         let Ends { ends, service, local, unpoliced } = self.name(&flow);
+        if let Some(names) = self.domains_of(&flow, &ends, local[0]) {
+            connection.extra().domains = Some(names);
+        }
         connection.ends = ends.map(Some);
         connection.service = service;
         let bits = [
@@ -78,6 +82,20 @@ impl Fold<'_> {
             }
         }
         self.judge_named(connection, before);
+    }
+
+    /// Names are told by the source, of what is outside of the cluster.
+    fn domains_of(
+        &self,
+        flow: &Unnamed<'_>,
+        ends: &[Arc<Endpoint>; 2],
+        local: bool,
+    ) -> Option<Arc<[Arc<str>]>> {
+        let outside = matches!(ends[1].kind, EndpointKind::Ns | EndpointKind::Net);
+        if !local || !outside {
+            return None;
+        }
+        self.domains.of(flow.addresses.src, flow.addresses.dst, flow.began)
     }
 
     fn name(&self, flow: &Unnamed<'_>) -> Ends {
@@ -262,7 +280,10 @@ impl Fold<'_> {
                     .map(|evaluation| evaluation.denies() && replied),
                 process: connection.extra.as_ref().and_then(|extra| extra.processes[side].as_deref()),
                 tcp: connection.extra.as_ref().and_then(|extra| extra.tcp[side].sample.as_ref()),
-                domains: &[],
+                domains: match &connection.extra {
+                    Some(extra) if side == 0 => extra.domains.as_deref().unwrap_or_default(),
+                    _ => &[],
+                },
             };
             self.window.fold(connection.records[side], &contribution);
             if ended {
@@ -370,6 +391,7 @@ impl Fold<'_> {
             };
             let before = [0, 1].map(|side| denied.ends[side].is_some());
             let Ends { ends, service, local, unpoliced } = self.name(&flow);
+            denied.domains = self.domains_of(&flow, &ends, local[0]);
             denied.ends = ends.map(Some);
             denied.service = service;
             denied.local = local;
@@ -477,7 +499,7 @@ impl Fold<'_> {
                     .map(|_| is_deny && explained.is_none()),
                 process: denied.processes[side].as_deref(),
                 tcp: None,
-                domains: &[],
+                domains: denied.domains.as_deref().filter(|_| side == 0).unwrap_or_default(),
             };
             self.window.fold(denied.records[side], &contribution);
             denied.started[side] = false;

@@ -5,11 +5,13 @@
 //! the same inputs give the same output. The daemon, `replay`, the tests and the benches call
 //! nothing else. Not here: clocks, channels, files, JSON.
 
+mod dns_log;
 mod ends;
 mod fold;
 mod judge;
 mod preview;
 mod stats;
+mod trusted;
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -22,21 +24,23 @@ use hashbrown::HashMap;
 
 use crate::aggregate::{Settings, Window};
 use crate::flow::{
-    Connection, ConnectionKey, ConnectionTable, Denied, DeniedKey, DeniedTable, Flags, Joins, Slot, Verdicts,
-    is_filter_reason,
+    Connection, ConnectionKey, ConnectionTable, Denied, DeniedKey, DeniedTable, Domains, Flags, Joins, Slot,
+    Verdicts, is_filter_reason,
 };
 use crate::model::{
     Addresses, CheckpointEntry, ConnectionEvent, ConnectionRecord, Counters, Directional, DropRecord,
-    Evaluation, FiveTuple, FlowLogs, Observation, Timestamp, Trace,
+    Evaluation, FiveTuple, FlowLogs, KnownDomain, Observation, Timestamp, Trace,
 };
 use crate::policy::Evaluator;
 use crate::snapshot::Snapshot;
 
+pub use dns_log::{DnsLogSettings, DnsWindow};
 use ends::PlainAddresses;
 use fold::{Fold, both_known, refresh_denied_labels, refresh_labels};
 pub use preview::{PreviewEvent, Previewer};
 pub use stats::Stats;
 use stats::count_by_name;
+use trusted::Trusted;
 
 /// What the pipeline is told.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +63,8 @@ pub struct Limits {
     pub reopened: usize,
     /// Sockets of which something was told that no flow has taken yet.
     pub sockets: usize,
+    /// Bytes of names learnt from DNS.
+    pub domain_bytes: usize,
 }
 
 impl Default for Limits {
@@ -71,6 +77,7 @@ impl Default for Limits {
             records: 2 << 20,
             reopened: 1 << 20,
             sockets: 512 << 10,
+            domain_bytes: 64 << 20,
         }
     }
 }
@@ -90,6 +97,8 @@ pub struct Pipeline {
     unconfirmed: Vec<(DeniedKey, Addresses)>,
     verdicts: Verdicts,
     joins: Joins,
+    domains: Domains,
+    trusted: Trusted,
     baselines: HashMap<ConnectionKey, Directional, RandomState>,
     evaluator: Evaluator,
     window: Window,
@@ -118,6 +127,7 @@ macro_rules! fold {
             evaluator: &mut $pipeline.evaluator,
             window: &mut $pipeline.window,
             verdicts: &$pipeline.verdicts,
+            domains: &$pipeline.domains,
             denied: $denied,
             stats: &mut $pipeline.stats,
             plain: &$pipeline.plain,
@@ -131,6 +141,8 @@ macro_rules! fold {
 impl Pipeline {
     /// The first window begins at `start`.
     pub fn new(settings: Settings, limits: Limits, start: Timestamp) -> Self {
+        let (mut domains, mut trusted) = (Domains::new(limits.domain_bytes), Trusted::default());
+        configure_dns(&settings, &mut domains, &mut trusted);
         Self {
             connections: ConnectionTable::new(limits.connections),
             ended: VecDeque::new(),
@@ -141,6 +153,8 @@ impl Pipeline {
             unconfirmed: Vec::new(),
             verdicts: Verdicts::new(NonZeroUsize::new(limits.verdicts).unwrap_or(NonZeroUsize::MIN)),
             joins: Joins::new(limits.sockets),
+            domains,
+            trusted,
             baselines: HashMap::default(),
             evaluator: Evaluator::default(),
             window: Window::new(settings, start, limits.records),
@@ -203,6 +217,20 @@ impl Pipeline {
         })
     }
 
+    /// The names of addresses that DNS taught: for the file that outlives the agent, and back from it.
+    pub fn domains(&self) -> &Domains {
+        &self.domains
+    }
+
+    pub fn restore_domains(&mut self, known: impl IntoIterator<Item = KnownDomain>) {
+        self.domains.restore(known);
+    }
+
+    /// Whether this server's answers are believed.
+    pub fn believes(&mut self, server: IpAddr, snapshot: &Snapshot) -> bool {
+        self.trusted.believes(server, &snapshot.cluster)
+    }
+
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
@@ -242,7 +270,13 @@ impl Pipeline {
             }
             Observation::Tcp(record) => self.joins.observe_tcp(record),
             Observation::Process(record) => self.joins.observe_process(record),
-            Observation::Dns(_) => {}
+            Observation::Dns(record) => {
+                if self.trusted.believes(record.server, &snapshot.cluster) {
+                    self.domains.observe(record, self.at);
+                } else {
+                    self.stats.dns_untrusted += 1;
+                }
+            }
             Observation::Lost { stage, events } => {
                 self.lost_events = self.lost_events.saturating_add(*events);
                 count_by_name(&mut self.stats.lost, stage, *events);
@@ -516,6 +550,8 @@ impl Pipeline {
         self.ended_folded = 0;
         self.verdicts.close_window();
         self.joins.close_window();
+        self.domains.expire(now);
+        self.stats.domains_forgotten = self.domains.forgotten;
         self.stats.joins = self.joins.stats;
         let (logs, window) = self.window.flush(now, std::mem::take(&mut self.lost_events));
         self.stats.filtered_records += window.filtered_records;
@@ -530,10 +566,17 @@ impl Pipeline {
         self.stats.window_overflow += window.overflowed;
         self.stats.process_values_refused += window.process_values_refused;
         if let Some(settings) = self.next_settings.take() {
+            configure_dns(&settings, &mut self.domains, &mut self.trusted);
             self.window.reconfigure(settings);
         }
         logs
     }
+}
+
+fn configure_dns(settings: &Settings, domains: &mut Domains, trusted: &mut Trusted) {
+    let dns = &settings.dns;
+    domains.configure(dns.by_client, dns.extra_ttl, dns.cache_epoch);
+    trusted.configure(&dns.trusted_servers);
 }
 
 /// No counter of `base` is beyond `now`.

@@ -43,6 +43,10 @@ pub struct Stats {
     pub filtered: Counters,
     /// Records of processes and TCP sockets that did not come to a line.
     pub joins: JoinStats,
+    /// DNS answers of servers that are not believed.
+    pub dns_untrusted: u64,
+    /// Names of addresses that were forgotten for want of memory.
+    pub domains_forgotten: u64,
     /// Process ids, names and arguments that a window had no memory for: the columns that count them tell too few.
     pub process_values_refused: u64,
     /// Records and traffic that the rules of `flowLogsFilters` left out, by the rule's place in the list.

@@ -52,6 +52,17 @@ impl FileOptions {
         }
     }
 
+    /// The DNS log's own.
+    pub fn dns_log(config: &crate::config::Config) -> Self {
+        Self {
+            dir: config.dns_logs_file_directory.clone(),
+            name: "dns.log".to_owned(),
+            max_file_bytes: u64::from(config.dns_logs_file_max_file_size_mb).saturating_mul(1_000_000),
+            max_files: config.dns_logs_file_max_files,
+            ..Self::flow_log(config)
+        }
+    }
+
     fn limits(&self) -> Limits {
         Limits {
             file_bytes: self.max_file_bytes.max(1),
@@ -65,10 +76,10 @@ impl FileOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     #[error(
-        "another writer has {}: {holder}; stop it, or set flowLogsFileDirectory to another directory", path.display()
+        "another writer has {}: {holder}; stop it, or set another directory (flowLogsFileDirectory, dnsLogsFileDirectory)", path.display()
     )]
     Locked { path: PathBuf, holder: String },
-    #[error("cannot write to {}: {source}; make the directory writable, or set flowLogsFileDirectory", path.display())]
+    #[error("cannot write to {}: {source}; make the directory writable, or set another one (flowLogsFileDirectory, dnsLogsFileDirectory)", path.display())]
     Open { path: PathBuf, source: io::Error },
 }
 

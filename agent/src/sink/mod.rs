@@ -6,6 +6,7 @@
 //! Not here: encoding (`wire`), when to flush (`app`).
 
 pub mod checkpoint;
+pub mod dns_cache;
 pub mod file;
 pub mod live;
 pub mod position;

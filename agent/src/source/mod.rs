@@ -9,6 +9,7 @@
 pub mod accounting;
 pub mod bypass;
 mod collectors;
+pub mod dns;
 pub mod ebpf;
 pub mod netlink;
 mod node;

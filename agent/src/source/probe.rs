@@ -83,6 +83,7 @@ pub fn findings(config: &Config) -> (Vec<Finding>, Choice) {
         Ok(detail) => Finding::ok(source_topic(name), detail.clone()),
         Err(why) => Finding::not_ok(source_topic(name), State::Missing, "does not work here", why.clone()),
     }));
+    all.push(dns(config));
     all.push(match ebpf.drops {
         Ok(()) => Finding::ok("drops", "dropped packets and their reasons can be counted"),
         Err(why) => {
@@ -159,6 +160,30 @@ fn try_netlink() -> Result<String, String> {
     NetlinkSource::open(&NetlinkOptions { receive_buffer_bytes: 1 << 16 })
         .map(|_| "conntrack events and dumps can be read".to_owned())
         .map_err(|error| error.to_string())
+}
+
+fn dns(config: &Config) -> Finding {
+    let wanted = config.dns_logs_file_enabled || config.flow_logs_collect_dest_domains;
+    match super::dns::open() {
+        Ok(_) if wanted => {
+            Finding::ok("DNS", "questions and answers on port 53 are captured by a packet socket")
+        }
+        Ok(_) => Finding::not_ok(
+            "DNS",
+            State::Off,
+            "can be captured, and is not: no dest_domains, no DNS log",
+            "set dnsLogsFileEnabled, or flowLogsCollectDestDomains for dest_domains alone",
+        ),
+        Err(error) => {
+            let state = if wanted { State::Missing } else { State::Off };
+            Finding::not_ok(
+                "DNS",
+                state,
+                "cannot be captured: no dest_domains, no DNS log",
+                error.to_string(),
+            )
+        }
+    }
 }
 
 fn kernel_release() -> Finding {

@@ -31,6 +31,12 @@ metrics! {
     denied_overflow: Gauge(Counter) = "flowlogd_denied_overflow_bytes_total";
     /// What was told of sockets and came to no line: no flow found, too many waiting, cut to its bound.
     unjoined: Family(Counter) = "flowlogd_unjoined_records_total" ["what"];
+    /// What the DNS capture saw and did, by event: packets, lookups, copies, what was dropped, malformed or unanswered.
+    dns_events: Family(Counter) = "flowlogd_dns_events_total" ["event"];
+    /// Lines of the DNS log.
+    dns_lines: Counter(Counter) = "flowlogd_dns_lines_total";
+    /// Lookups that had no line of the DNS log, because of its limit or of memory.
+    dns_unlogged: Counter(Counter) = "flowlogd_dns_unlogged_total";
     /// Connections that never were confirmed, without a filter's drop, which make no line.
     unconfirmed_other: Gauge(Counter) = "flowlogd_connections_unconfirmed_total";
     /// What the kernel's side counted, by event: left out as of another network namespace, found a map full, and so on.
@@ -192,6 +198,15 @@ impl Metrics {
                 self.watch_errors.set_to([name, reason], errors);
             }
         }
+    }
+
+    /// Takes over what the DNS capture counts itself.
+    pub fn set_dns(&self, capture: impl Iterator<Item = (&'static str, u64)>, stats: &Stats) {
+        for (event, total) in capture {
+            self.dns_events.set(event, total);
+        }
+        self.dns_events.set("untrusted_server", stats.dns_untrusted);
+        self.dns_events.set("name_forgotten", stats.domains_forgotten);
     }
 
     /// Takes over what the file sink counts itself.

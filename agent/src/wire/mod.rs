@@ -5,6 +5,7 @@
 //! input makes these functions panic. Deliberately not here: files, rotation, clocks, and any decision about what
 //! a record says: names, counters and traces arrive settled.
 
+pub mod dns_log;
 pub mod flow_log;
 pub mod live;
 pub mod recording;

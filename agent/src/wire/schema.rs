@@ -270,9 +270,12 @@ pub fn schema() -> Value {
 
 /// The fields of the line as a table of Markdown, in the order of the file: name, JSON type, what it says.
 pub fn field_table() -> String {
-    let schema = schema();
+    table_of(&schema(), CALICO_FIELDS.iter().chain(&EXTENDED_FIELDS))
+}
+
+pub(super) fn table_of<'a>(schema: &Value, fields: impl Iterator<Item = &'a &'static str>) -> String {
     let mut table = String::from("| field | type | content |\n|---|---|---|\n");
-    for field in CALICO_FIELDS.iter().chain(&EXTENDED_FIELDS) {
+    for field in fields {
         let property = &schema["properties"][field];
         let description = property["description"].as_str().unwrap_or_default().replace('\n', " ");
         // Writing to a String does not fail.

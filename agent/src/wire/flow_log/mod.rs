@@ -8,7 +8,7 @@
 //! capping and summing (the aggregation's), files (the sink's). [`super::schema`] describes the same line as a
 //! type; a property holds the two together.
 
-mod json;
+pub(super) mod json;
 mod policy_name;
 
 use std::net::IpAddr;

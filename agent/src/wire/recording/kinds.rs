@@ -540,6 +540,10 @@ pub struct Dns {
     client: Ip,
     server: Ip,
     question: Arc<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    qtype: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    qclass: Option<Arc<str>>,
     rcode: Arc<str>,
     latency_us: Count,
     answers: Vec<Answer>,
@@ -557,6 +561,8 @@ impl Dns {
             client: Ip(record.client),
             server: Ip(record.server),
             question: record.question.clone(),
+            qtype: record.qtype.clone(),
+            qclass: record.qclass.clone(),
             rcode: record.rcode.clone(),
             latency_us: Count(record.latency_us),
             answers: answers.collect(),
@@ -574,6 +580,8 @@ impl Dns {
             client: self.client.0,
             server: self.server.0,
             question: self.question,
+            qtype: self.qtype,
+            qclass: self.qclass,
             rcode: self.rcode,
             latency_us: self.latency_us.0,
             answers: answers.collect(),

@@ -168,6 +168,8 @@ fn drop_verdict_tcp_process_dns_lost() {
             client: "10.0.0.1".parse().unwrap(),
             server: "fd00::a".parse().unwrap(),
             question: "a.example".into(),
+            qtype: None,
+            qclass: None,
             rcode: "NoError".into(),
             latency_us: 350,
             answers: vec![DnsAnswer {
@@ -493,12 +495,15 @@ fn any_observation() -> impl Strategy<Value = Observation> {
         data,
         ttl_s,
     });
-    let dns = (tuple(), text(), text(), any::<u64>(), vec(answer, 0..3)).prop_map(
-        |(tuple, question, rcode, latency_us, answers)| {
+    let asked = (option::of(text()), option::of(text()));
+    let dns = (tuple(), text(), asked, text(), any::<u64>(), vec(answer, 0..3)).prop_map(
+        |(tuple, question, (qtype, qclass), rcode, latency_us, answers)| {
             Observation::Dns(DnsRecord {
                 client: tuple.addresses.src,
                 server: tuple.addresses.dst,
                 question,
+                qtype,
+                qclass,
                 rcode,
                 latency_us,
                 answers,
