@@ -38,6 +38,7 @@ fn config_of(values: &[(&str, Value)]) -> Config {
 fn another(field: &Field, dir: &Path) -> Value {
     match (field.name, field.default_value()) {
         ("flowLogsFileMode", _) => json!("0640"),
+        ("flowLogsFilters", _) => json!(["drop port=81"]),
         ("flowLogsFileAggregationKindForAllowed", _) => json!(0),
         (_, Value::Bool(value)) => json!(!value),
         (_, Value::Number(number)) => {
@@ -85,7 +86,10 @@ fn every_live_field_reaches_what_changes_at_a_flush() {
 }
 
 /// Fields of what is joined to flows (domains, processes, original addresses): read by their own stages.
-const JOINED: [&str; 6] = [
+const JOINED: [&str; 9] = [
+    "flowLogsCollectProcessInfo",
+    "flowLogsCollectProcessPath",
+    "flowLogsCollectTcpStats",
     "flowLogsFileDomainsLimit",
     "flowLogsFilePerFlowProcessLimit",
     "flowLogsFilePerFlowProcessArgsLimit",
@@ -153,7 +157,9 @@ fn run(before: &Config, after: &Config) {
         }
     }
     writer.finish(&[], Timestamp(9 * SECOND)).unwrap();
-    FILTERED.with(|cell| cell.set(pipeline.stats().filtered.bytes));
+    let stats = pipeline.stats();
+    let by_rule: u64 = stats.filtered_by_rule.iter().map(|(_, traffic)| traffic.bytes).sum();
+    FILTERED.with(|cell| cell.set(stats.filtered.bytes + by_rule));
 }
 
 thread_local! {
