@@ -4,6 +4,7 @@
 //! golden files beside them. `FLOWLOGD_BLESS=1` writes what the binary printed over each golden file; read it before
 //! it is kept. Always: no test reads the machine's own configuration, terminal or zone.
 //! The live view against a real agent is in `live.rs`.
+//! The live view against a real agent is in `live.rs`.
 
 #![allow(clippy::unwrap_used, reason = "the functions that the tests share may end a test too")]
 
