@@ -142,8 +142,7 @@ pub fn processes() -> Result<Outcome> {
         expect(process(&lines, "src", "tcp", at.parse()?)?, *pid, "wget", &["-q", "-O", "/dev/null", url])?;
     }
     // Where it can be told who accepted, that is the server too: it forks afterwards, and its child closes.
-    let has_probe =
-        Command::new("grep").args(["-q", " inet_csk_accept$", "/proc/kallsyms"]).status()?.success();
+    let has_probe = !said.contains("inet_csk_accept");
     let ends = [("10.77.2.2:8080", &web), ("[fd77:0:0:2::2]:8080", &web), ("10.77.2.2:8081", &older)];
     for (at, program) in ends {
         let record = process(&lines, "dst", "tcp", at.parse()?)?;
