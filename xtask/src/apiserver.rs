@@ -5,12 +5,14 @@
 //! (the audit log). What always holds: nothing outlives the returned value; the ports are those of its namespace alone.
 //! Not here: a node (pods that run).
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use serde_json::Value;
 
 use crate::netns::{Namespace, Process, run, tool};
 use crate::packages;
@@ -25,6 +27,16 @@ pub struct ApiServer {
     _etcd: Process,
     pub namespace: Namespace,
     folder: PathBuf,
+}
+
+/// What one user did with one resource.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Asked {
+    pub verb: String,
+    pub group: String,
+    /// With its subresource: `flowlogconfigurations/status`.
+    pub resource: String,
+    pub query: String,
 }
 
 /// The folder with `etcd` and `kube-apiserver`, by the convention of envtest.
@@ -130,6 +142,38 @@ impl ApiServer {
             &["apply", "--server-side", "--dry-run=server", "--validate=false", "-f", "-"],
             Some(manifests),
         )
+    }
+
+    /// A kubeconfig of the agent's service account.
+    pub fn agent_kubeconfig(&self) -> PathBuf {
+        self.folder.join("agent.kubeconfig")
+    }
+
+    /// What the agent's account asked for, and with which HTTP status it was last answered.
+    pub fn asked(&self) -> anyhow::Result<BTreeMap<Asked, u64>> {
+        let mut asked = BTreeMap::new();
+        for line in fs::read_to_string(self.folder.join("audit.log"))?.lines() {
+            // The last line may be half written.
+            let Ok(event) = serde_json::from_str::<Value>(line) else { continue };
+            let text = |path: &str| event.pointer(path).and_then(Value::as_str).unwrap_or_default();
+            if text("/user/username") != AGENT
+                || event.get("impersonatedUser").is_some()
+                || text("/objectRef/resource").is_empty()
+            {
+                continue;
+            }
+            let sub = text("/objectRef/subresource");
+            let resource = text("/objectRef/resource");
+            let key = Asked {
+                verb: text("/verb").to_owned(),
+                group: text("/objectRef/apiGroup").to_owned(),
+                resource: if sub.is_empty() { resource.to_owned() } else { format!("{resource}/{sub}") },
+                query: text("/requestURI").split_once('?').map_or("", |(_, query)| query).to_owned(),
+            };
+            let status = event.pointer("/responseStatus/code").and_then(Value::as_u64).unwrap_or_default();
+            asked.insert(key, status);
+        }
+        Ok(asked)
     }
 }
 

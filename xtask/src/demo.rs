@@ -14,7 +14,7 @@ mod kinds;
 mod lines;
 mod node;
 mod table;
-mod tools;
+pub mod tools;
 mod traffic;
 
 use std::fs::{self, File};

@@ -6,7 +6,7 @@
 //! no API server here (`KUBEBUILDER_ASSETS`).
 
 mod refusals;
-mod render;
+pub mod render;
 mod rights;
 mod server;
 mod shippers;
@@ -27,6 +27,9 @@ pub struct Arguments {
     /// Write nothing; fail if a tracked file is stale or a manifest is refused.
     #[arg(long)]
     check: bool,
+    /// With --check: also let an agent run there, and hold every right to what it asks for
+    #[arg(long, requires = "check")]
+    rights: bool,
 }
 
 /// The chart's files that come from the code, with their content; `cargo xtask codegen` writes them.
@@ -77,7 +80,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         );
         return Ok(SERVER_MISSING.into());
     };
-    server::check(&assets)?;
+    server::check(&assets, arguments.rights)?;
     Ok(ExitCode::SUCCESS)
 }
 

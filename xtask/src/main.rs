@@ -6,6 +6,7 @@ mod codegen;
 mod dashboards;
 mod demo;
 mod deploy;
+mod e2e;
 mod ebpf;
 mod netns;
 mod packages;
@@ -38,6 +39,8 @@ enum Verb {
     Codegen(codegen::Arguments),
     /// Write the manifests that are made from the chart, or check every way to install against a real API server.
     Deploy(deploy::Arguments),
+    /// An operator's day on a real node: install, ship, watch, roll, kill (as root).
+    E2e(e2e::Arguments),
     /// Show the flow log of real traffic on a small node, beside the kernel's own counts (as root).
     Demo(demo::Arguments),
     /// Build the static binary that images are made of, with its bill of materials.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Codegen(arguments) => codegen::run(&arguments),
         Verb::Deploy(arguments) => deploy::run(&arguments),
+        Verb::E2e(arguments) => e2e::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Release(arguments) => release::run(&arguments),
         Verb::Supply(arguments) => supply::run(&arguments),

@@ -51,6 +51,15 @@ impl Namespace {
         Ok(Self { file: file?.into(), label: label.to_owned() })
     }
 
+    /// One that is there: a name of `ip netns`, or a process' (`/proc/PID/ns/net`).
+    ///
+    /// # Errors
+    /// There is none at the path.
+    pub fn open(path: &str, label: &str) -> anyhow::Result<Self> {
+        let file = File::open(path).with_context(|| format!("no network namespace at {path}"))?;
+        Ok(Self { file: file.into(), label: label.to_owned() })
+    }
+
     /// For `ip link ... netns PATH`. Valid while this process lives.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())

@@ -42,7 +42,7 @@ const RENDERINGS: [&[&str]; 3] = [
 ];
 const VERBS: [&str; 8] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
 
-pub fn check(assets: &Path) -> anyhow::Result<()> {
+pub fn check(assets: &Path, with_agent: bool) -> anyhow::Result<()> {
     let folder = tempfile::tempdir().context("cannot make a temporary directory")?;
     let server = ApiServer::start(assets, folder.path())?;
     server.apply(&other_definitions())?;
@@ -82,6 +82,9 @@ pub fn check(assets: &Path) -> anyhow::Result<()> {
         resources(&server)?.len(),
         allowed.len()
     );
+    if with_agent {
+        rights::check(&server, &granted, folder.path())?;
+    }
     Ok(())
 }
 

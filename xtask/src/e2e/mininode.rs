@@ -1,0 +1,143 @@
+//! A real node: API server, kubelet, containerd, in a network namespace that is its host network.
+//!
+//! In: the folder with `mininode-up` and `mininode-down` (`MININODE`), which want the programs of envtest. Out: kubectl on it, images in its
+//! containerd, the network namespace of a pod. What always holds: it is brought down when the value is dropped, and one that a killed run
+//! left is brought down before. It has no scheduler and no controllers: who wants a pod names the node.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
+
+use crate::netns::{Namespace, run, search_path, tool};
+
+const NAMESPACE: &str = "/run/netns/mininode";
+pub const NODE: &str = "n1";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Mininode {
+    scripts: PathBuf,
+    folder: PathBuf,
+    pub namespace: Namespace,
+}
+
+impl Mininode {
+    pub fn start(scripts: &Path, folder: &Path) -> anyhow::Result<Self> {
+        if folder.exists() {
+            down(scripts, folder);
+        }
+        ensure!(
+            !Path::new(NAMESPACE).exists(),
+            "there is a mini-node already ({NAMESPACE}): bring it down first"
+        );
+        let log = folder.with_extension("log");
+        let file = fs::File::create(&log)?;
+        let status = Command::new(scripts.join("mininode-up"))
+            .arg(folder)
+            .env("PATH", search_path())
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .status()
+            .context("cannot start mininode-up")?;
+        if !status.success() {
+            down(scripts, folder);
+            bail!("mininode-up: {status}: {}", fs::read_to_string(&log).unwrap_or_default());
+        }
+        let namespace = Namespace::open(NAMESPACE, "the mini-node")?;
+        Ok(Self { scripts: scripts.to_owned(), folder: folder.to_owned(), namespace })
+    }
+
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    pub fn kubectl(&self, arguments: &[&str], stdin: Option<&str>) -> anyhow::Result<String> {
+        let kubeconfig = self.at("ctl/kubeconfig").display().to_string();
+        let mut all = vec!["--kubeconfig", &kubeconfig];
+        all.extend(arguments);
+        self.namespace.run("kubectl", &all, stdin).with_context(|| format!("kubectl {}", arguments.join(" ")))
+    }
+
+    pub fn apply(&self, manifests: &str) -> anyhow::Result<()> {
+        self.kubectl(&["apply", "--validate=false", "-f", "-"], Some(manifests)).map(drop)
+    }
+
+    pub fn ctr(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let socket = self.at("c.sock");
+        run(tool("ctr").arg("-a").arg(socket).args(["-n", "k8s.io"]).args(arguments), None)
+    }
+
+    /// Waits until the pod is ready.
+    pub fn ready(&self, namespace: &str, pod: &str) -> anyhow::Result<()> {
+        let wait = ["-n", namespace, "wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"];
+        self.kubectl(&wait, None).map(drop).with_context(|| {
+            let of = self.kubectl(&["-n", namespace, "describe", "pod", pod], None).unwrap_or_default();
+            format!("{namespace}/{pod} is not ready:\n{}", tail(&of, 12))
+        })
+    }
+
+    pub fn pod(&self, namespace: &str, pod: &str) -> anyhow::Result<Value> {
+        let text = self.kubectl(&["-n", namespace, "get", "pod", pod, "-o", "json"], None)?;
+        serde_json::from_str(&text).context("kubectl's JSON")
+    }
+
+    pub fn address(&self, namespace: &str, pod: &str) -> anyhow::Result<std::net::IpAddr> {
+        let pod = self.pod(namespace, pod)?;
+        pod["status"]["podIP"].as_str().context("the pod has no address")?.parse().context("podIP")
+    }
+
+    /// The process of the pod's only container.
+    pub fn process(&self, namespace: &str, pod: &str) -> anyhow::Result<u32> {
+        let of = self.pod(namespace, pod)?;
+        let id = of["status"]["containerStatuses"][0]["containerID"].as_str().unwrap_or_default();
+        let id = id.strip_prefix("containerd://").context("the pod has no container yet")?;
+        let tasks = self.ctr(&["tasks", "ls"])?;
+        let row = tasks.lines().find(|line| line.starts_with(id)).context("the container has no task")?;
+        row.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()).context("ctr tasks ls")
+    }
+
+    pub fn inside(&self, namespace: &str, pod: &str) -> anyhow::Result<Namespace> {
+        Namespace::open(&format!("/proc/{}/ns/net", self.process(namespace, pod)?), pod)
+    }
+
+    /// Deletes the pod as a rollout does, and waits until its processes have ended.
+    pub fn remove(&self, namespace: &str, pod: &str) -> anyhow::Result<()> {
+        self.kubectl(&["-n", namespace, "delete", "pod", pod, "--wait=true", "--timeout=60s"], None).map(drop)
+    }
+}
+
+impl Drop for Mininode {
+    fn drop(&mut self) {
+        down(&self.scripts, &self.folder);
+    }
+}
+
+fn down(scripts: &Path, folder: &Path) {
+    let _ = Command::new(scripts.join("mininode-down"))
+        .arg(folder)
+        .env("PATH", search_path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Asks until the answer is yes.
+pub fn until(what: &str, mut done: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !done().with_context(|| what.to_owned())? {
+        ensure!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}

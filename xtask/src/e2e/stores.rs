@@ -1,0 +1,123 @@
+//! What takes lines and metrics: rsyslog into VictoriaLogs, Prometheus.
+//!
+//! In: the node, the folder of the log. Out: both run in the node's network; queries and their answers. What always holds: rsyslog runs the
+//! very file of `deploy/shippers`, but for the folder, the store's address and what that store wants to be told.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+
+use super::agent::METRICS_PORT;
+use super::mininode::{Mininode, until};
+use crate::deploy::render;
+use crate::netns::{Namespace, Process};
+
+const LOGS: &str = "http://127.0.0.1:9428";
+const PROMETHEUS: &str = "http://127.0.0.1:9090";
+
+pub struct Stores {
+    // In the order in which they end.
+    _rsyslog: Process,
+    _prometheus: Process,
+    _logs: Process,
+}
+
+impl Stores {
+    pub fn start(node: &Mininode, assets: &Path, logs: &Path) -> anyhow::Result<Self> {
+        let start = |name: &str, program: &Path, arguments: &[String]| -> anyhow::Result<Process> {
+            let out = File::create(node.at(&format!("{name}.log")))?;
+            let arguments: Vec<&std::ffi::OsStr> = arguments.iter().map(AsRef::as_ref).collect();
+            node.namespace.start(program.as_os_str(), &arguments, out.try_clone()?, out)
+        };
+        let at = |name: &str| node.at(name).display().to_string();
+        let store = start(
+            "victoria-logs",
+            &assets.join("victoria-logs"),
+            &[format!("-storageDataPath={}", at("vl")), "-httpListenAddr=127.0.0.1:9428".to_owned()],
+        )?;
+        until("VictoriaLogs answers", || Ok(get(&node.namespace, &format!("{LOGS}/health"), &[]).is_ok()))?;
+
+        let rules = render::root().join("deploy/dashboards/alerts.yaml").canonicalize()?;
+        fs::write(
+            node.at("prometheus.yml"),
+            format!(
+                "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [\"{}\"]\n\
+                 scrape_configs: [{{job_name: flowlogd, static_configs: [{{targets: [\"10.99.0.1:{METRICS_PORT}\"], labels: {{node: n1}}}}]}}]\n",
+                rules.display()
+            ),
+        )?;
+        let prometheus = start(
+            "prometheus",
+            Path::new("/usr/bin/prometheus"),
+            &[
+                format!("--config.file={}", at("prometheus.yml")),
+                format!("--storage.tsdb.path={}", at("tsdb")),
+                "--web.listen-address=127.0.0.1:9090".to_owned(),
+            ],
+        )?;
+
+        let file = fs::read_to_string(render::root().join("deploy/shippers/rsyslog.conf"))?;
+        let changed = file
+            .replace("/var/log/calico/flowlogs", &logs.join("flowlogs").display().to_string())
+            .replace("http://127.0.0.1:9200", &format!("{LOGS}/insert/elasticsearch"))
+            .replace("timeout=\"1m\"\n", "timeout=\"1m&_time_field=@timestamp&_stream_fields=host\"\n");
+        ensure!(
+            changed.contains(&format!(" server=\"{LOGS}/insert/elasticsearch\"\n"))
+                && changed.contains(" timeout=\"1m&_time_field"),
+            "deploy/shippers/rsyslog.conf is not as expected"
+        );
+        fs::create_dir_all(node.at("spool"))?;
+        fs::write(node.at("rsyslog.conf"), format!("global(workDirectory=\"{}\")\n{changed}", at("spool")))?;
+        let rsyslog = start(
+            "rsyslog",
+            Path::new("/usr/sbin/rsyslogd"),
+            &["-n".to_owned(), format!("-f{}", at("rsyslog.conf")), format!("-i{}", at("rsyslog.pid"))],
+        )?;
+        Ok(Self { _rsyslog: rsyslog, _prometheus: prometheus, _logs: store })
+    }
+}
+
+fn get(namespace: &Namespace, url: &str, form: &[(&str, &str)]) -> anyhow::Result<String> {
+    let mut arguments = vec!["-sSf".to_owned(), "--max-time".to_owned(), "20".to_owned(), url.to_owned()];
+    for (name, value) in form {
+        arguments.extend(["--data-urlencode".to_owned(), format!("{name}={value}")]);
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    namespace.run("curl", &arguments, None)
+}
+
+/// Rows of the answer to a query in LogsQL, over all time.
+pub fn ask_logs(namespace: &Namespace, query: &str) -> anyhow::Result<Vec<Value>> {
+    let answer = get(
+        namespace,
+        &format!("{LOGS}/select/logsql/query"),
+        &[("query", query), ("start", "2020-01-01T00:00:00Z"), ("end", "2100-01-01T00:00:00Z")],
+    )
+    .with_context(|| format!("VictoriaLogs: {query}"))?;
+    answer.lines().map(|line| serde_json::from_str(line).context("VictoriaLogs' JSON")).collect()
+}
+
+/// The samples of the answer to a query in PromQL, now.
+pub fn ask_prometheus(namespace: &Namespace, query: &str) -> anyhow::Result<Vec<Value>> {
+    let answer = get(namespace, &format!("{PROMETHEUS}/api/v1/query"), &[("query", query)])
+        .with_context(|| format!("Prometheus: {query}"))?;
+    let answer: Value = serde_json::from_str(&answer)?;
+    answer["data"]["result"]
+        .as_array()
+        .cloned()
+        .with_context(|| format!("Prometheus does not answer {query}: {answer}"))
+}
+
+/// Name and health of each alert rule.
+pub fn rules(namespace: &Namespace) -> anyhow::Result<Vec<(String, String, String)>> {
+    let answer: Value = serde_json::from_str(&get(namespace, &format!("{PROMETHEUS}/api/v1/rules"), &[])?)?;
+    let of = |rule: &Value, name: &str| rule[name].as_str().unwrap_or_default().to_owned();
+    let groups = answer["data"]["groups"].as_array().cloned().unwrap_or_default();
+    Ok(groups
+        .iter()
+        .flat_map(|group| group["rules"].as_array().cloned().unwrap_or_default())
+        .map(|rule| (of(&rule, "name"), of(&rule, "health"), of(&rule, "state")))
+        .collect())
+}
