@@ -184,7 +184,7 @@ fn deploy() -> Result<Outcome> {
     if !is_root() {
         return Ok(Outcome::Skipped("needs root: run cargo xtask test as root".to_owned()));
     }
-    let status = Command::new(program()?).args(["deploy", "--check"]).status()?;
+    let status = Command::new(program()?).args(["deploy", "--check", "--rights"]).status()?;
     if status.code() == Some(crate::deploy::SERVER_MISSING.into()) {
         return Ok(Outcome::Skipped("KUBEBUILDER_ASSETS names no API server (said above)".to_owned()));
     }
