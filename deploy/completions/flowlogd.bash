@@ -1012,7 +1012,7 @@ _flowlogd() {
             return 0
             ;;
         flowlogd__subcmd__replay)
-            opts="-h --flush --node --cluster --kubeconfig --config --set --log-level --help"
+            opts="-h --flush --dns-log --node --cluster --kubeconfig --config --set --log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1020,6 +1020,10 @@ _flowlogd() {
             case "${prev}" in
                 --flush)
                     COMPREPLY=($(compgen -W "interval explicit" -- "${cur}"))
+                    return 0
+                    ;;
+                --dns-log)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --node)

@@ -62,6 +62,7 @@ off\t''"
 complete -c flowlogd -n "__fish_flowlogd_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c flowlogd -n "__fish_flowlogd_using_subcommand replay" -l flush -d 'What closes a window: the interval flowLogsFlushInterval in the recording\'s time, or its flush lines alone' -r -f -a "interval\t''
 explicit\t''"
+complete -c flowlogd -n "__fish_flowlogd_using_subcommand replay" -l dns-log -d 'Write the lines of the DNS log to this file, which is replaced; without it `dns` lines only name destinations' -r -F
 complete -c flowlogd -n "__fish_flowlogd_using_subcommand replay" -l node -d 'Name of this node in the cluster [default: the host\'s name]' -r
 complete -c flowlogd -n "__fish_flowlogd_using_subcommand replay" -l cluster -d 'Manifests (YAML or JSON, files or directories) that tell of the cluster, instead of an API server' -r -F
 complete -c flowlogd -n "__fish_flowlogd_using_subcommand replay" -l kubeconfig -d 'Where the API server is [default: KUBECONFIG, or the service account of the pod]' -r -F
