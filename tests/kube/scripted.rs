@@ -250,6 +250,71 @@ async fn an_object_that_does_not_parse_is_counted_and_alone_left_out() {
 }
 
 #[tokio::test]
+async fn a_policy_that_cannot_be_read_is_not_taken_for_absent() {
+    let policy = |name: &str, types: Value, version: u64| {
+        json!({"metadata": {"name": name, "namespace": "shop", "resourceVersion": version.to_string()},
+               "spec": {"podSelector": {}, "policyTypes": types}})
+    };
+    let good = || json!(["Ingress"]);
+    let bad = || json!("everything");
+    let server = Server::start(move |ask: &Ask| match (ask.of.as_str(), ask.is_streaming_list(), ask.is_watch(), ask.nth) {
+        ("networkpolicies" | "tiers", true, ..) => None,
+        ("networkpolicies", _, true, 0) => Some(events(&[
+            // What was read becomes unreadable, and what was unreadable is mended or goes.
+            event("MODIFIED", &policy("turns", bad(), 8)),
+            event("MODIFIED", &policy("mended", good(), 9)),
+            event("DELETED", &policy("gone", bad(), 10)),
+        ])),
+        ("networkpolicies", _, false, _) => Some(list(7, &[
+            policy("turns", good(), 3),
+            policy("mended", bad(), 4),
+            policy("gone", bad(), 5),
+        ])),
+        ("tiers", _, false, _) => {
+            let tier = json!({"metadata": {"name": "platform", "resourceVersion": "2"}, "spec": {"order": "first"}});
+            Some(list(4, &[tier]))
+        }
+        (of, ..) if of.starts_with("/apis") => both(ask),
+        _ => None,
+    })
+    .await;
+    let watching = Watching::of(server.address, QUICK);
+    watching.synced().await;
+    let broken = || -> Vec<String> {
+        let mut names: Vec<_> = watching
+            .published
+            .load()
+            .policies
+            .broken()
+            .map(|(reference, _)| reference.name.to_string())
+            .collect();
+        names.sort();
+        names
+    };
+    until("the events are known", || broken() == ["platform", "turns"]).await;
+    let snapshot = watching.published.load();
+    let read: Vec<_> = snapshot.policies.policies().map(|policy| policy.id.name.to_string()).collect();
+    assert_eq!(read, ["mended"]);
+    assert_eq!(watching.kind("KubernetesNetworkPolicy").refused(), 3);
+    assert_eq!(watching.kind("Tier").refused(), 1);
+}
+
+/// Kubernetes' policies and Calico's tiers.
+fn both(ask: &Ask) -> Option<Answer> {
+    if ask.of == "/apis" {
+        let group = |name: &str, version: &str| {
+            let versions = json!([{"groupVersion": format!("{name}/{version}"), "version": version}]);
+            json!({"name": name, "versions": versions, "preferredVersion": versions[0]})
+        };
+        let groups = [group("networking.k8s.io", "v1"), group("projectcalico.org", "v3")];
+        let list = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups});
+        return Some(Answer::Status(200, vec![], list));
+    }
+    serves(ask, "networking.k8s.io", "v1", &["networkpolicies"])
+        .or_else(|| serves(ask, "projectcalico.org", "v3", &["tiers"]))
+}
+
+#[tokio::test]
 async fn a_server_under_pressure_gets_the_time_that_it_asks_for() {
     let server = Server::start(of_pods(|ask| match (ask.is_streaming_list(), ask.is_watch(), ask.nth) {
         (true, ..) | (_, true, _) => None,

@@ -23,6 +23,17 @@ const OPEN_OF_ONE: usize = 16;
 /// Closed intervals kept in all; beyond it the one that was closed first is forgotten and counted.
 const CLOSED_OF_ALL: usize = 1 << 17;
 
+/// How strong a claim on an address is: where several hold one at once, the strongest owns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Claim {
+    /// A HostEndpoint of all interfaces gives way to one that names its interface.
+    Wildcard,
+    /// A pod that is being deleted holds its address on paper until its object is gone; who was given it since is
+    /// the owner.
+    Leaving,
+    Own,
+}
+
 #[derive(Clone, Debug)]
 struct Interval {
     endpoint: Arc<Endpoint>,
@@ -31,8 +42,7 @@ struct Interval {
     until: Option<Timestamp>,
     /// Place in the order of all observations.
     observed: u64,
-    /// A HostEndpoint of all interfaces gives way to one that names its interface.
-    wildcard: bool,
+    claim: Claim,
 }
 
 impl Interval {
@@ -66,7 +76,7 @@ pub(super) struct Owners {
 }
 
 impl Owners {
-    /// The owner of `ip` at `t`: (1) who held it then, the latest observed first; else (2) who held it last, within
+    /// The owner of `ip` at `t`: (1) who held it then, the strongest claim first, then the latest observed; else (2) who held it last, within
     /// the grace; else (3) the next who was seen to hold it and may have done so already: watch events come late.
     pub fn at(&self, ip: IpAddr, t: Timestamp) -> Option<&Arc<Endpoint>> {
         let intervals = self.by_ip.get(&ip)?;
@@ -75,14 +85,14 @@ impl Owners {
         {
             return Some(&only.endpoint);
         }
-        let held = intervals.iter().filter(|i| i.covers(t)).max_by_key(|i| (!i.wildcard, i.observed));
+        let held = intervals.iter().filter(|i| i.covers(t)).max_by_key(|i| (i.claim, i.observed));
         let recent =
-            || intervals.iter().filter(|i| i.in_grace(t)).max_by_key(|i| (i.until, !i.wildcard, i.observed));
+            || intervals.iter().filter(|i| i.in_grace(t)).max_by_key(|i| (i.until, i.claim, i.observed));
         let next = || {
             intervals
                 .iter()
                 .filter(|i| i.from > t && i.created_by(t))
-                .min_by_key(|i| (i.from, i.wildcard, std::cmp::Reverse(i.observed)))
+                .min_by_key(|i| (i.from, std::cmp::Reverse((i.claim, i.observed))))
         };
         held.or_else(recent).or_else(next).map(|i| &i.endpoint)
     }
@@ -94,10 +104,10 @@ impl Owners {
     }
 
     /// `endpoint` owns `ip` from `from` on.
-    pub fn open(&mut self, ip: IpAddr, endpoint: &Arc<Endpoint>, wildcard: bool, from: Timestamp) {
+    pub fn open(&mut self, ip: IpAddr, endpoint: &Arc<Endpoint>, claim: Claim, from: Timestamp) {
         self.observations += 1;
         let new =
-            Interval { endpoint: endpoint.clone(), from, until: None, observed: self.observations, wildcard };
+            Interval { endpoint: endpoint.clone(), from, until: None, observed: self.observations, claim };
         let Some(known) = self.by_ip.get(&ip) else {
             self.by_ip.insert(ip, [new].into());
             return;
@@ -114,16 +124,16 @@ impl Owners {
     }
 
     /// The endpoint has a new version: the same owner since the same time, with other labels.
-    pub fn renew(&mut self, ip: IpAddr, endpoint: &Arc<Endpoint>, wildcard: bool, at: Timestamp) {
-        let Some(known) = self.by_ip.get(&ip) else { return self.open(ip, endpoint, wildcard, at) };
+    pub fn renew(&mut self, ip: IpAddr, endpoint: &Arc<Endpoint>, claim: Claim, at: Timestamp) {
+        let Some(known) = self.by_ip.get(&ip) else { return self.open(ip, endpoint, claim, at) };
         let mut intervals = known.to_vec();
         match intervals.iter_mut().find(|i| i.until.is_none() && i.endpoint.same_identity(endpoint)) {
             Some(interval) => {
                 interval.endpoint = endpoint.clone();
-                interval.wildcard = wildcard;
+                interval.claim = claim;
                 self.by_ip.insert(ip, intervals.into());
             }
-            None => self.open(ip, endpoint, wildcard, at),
+            None => self.open(ip, endpoint, claim, at),
         }
     }
 

@@ -52,6 +52,8 @@ pub struct KnownPod {
     pub ips: Arc<[IpAddr]>,
     pub host_network: bool,
     pub finished: bool,
+    /// It is being deleted: its addresses may be another's already.
+    pub leaving: bool,
 }
 
 /// A host endpoint as it is kept.
@@ -155,8 +157,8 @@ impl Cluster {
         &self.node
     }
 
-    /// The endpoint (`wep` or `hep`) that owned `ip` at `at`: who held it then (the latest observed, where several
-    /// did); else who had lost it less than [`GRACE`] before; else the next who was seen to hold it, if it was
+    /// The endpoint (`wep` or `hep`) that owned `ip` at `at`: who held it then (where several did, one that is not
+    /// being deleted, then the latest observed); else who had lost it less than [`GRACE`] before; else the next who was seen to hold it, if it was
     /// created by then or nobody knows when: watch events come late.
     ///
     /// `bare_node` (`flowLogsEnableHostEndpoint`): the local node's own addresses that no HostEndpoint has are the

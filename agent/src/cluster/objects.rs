@@ -172,6 +172,8 @@ pub struct Pod {
     pub created: Option<Timestamp>,
     /// `metadata.deletionTimestamp`: the pod is asked to go; it keeps its address until it is gone.
     pub deletion: Option<Timestamp>,
+    /// The condition `PodReadyToStartContainers`: it has had its addresses since then at the latest. `podIPs` is told later.
+    pub networked: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

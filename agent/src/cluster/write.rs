@@ -9,6 +9,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::endpoints::{Claim, GRACE};
 use super::shared::Shared;
 use super::{
     Cluster, HostEndpoint, KnownHostEndpoint, KnownPod, KnownSet, Map, NetworkSet, Node, Object, ObjectKind,
@@ -21,7 +22,7 @@ use crate::model::{Endpoint, EndpointKind, Policed, Timestamp};
 struct Holding<'a> {
     endpoint: &'a Arc<Endpoint>,
     ips: &'a [IpAddr],
-    wildcard: bool,
+    claim: Claim,
 }
 
 impl Cluster {
@@ -184,13 +185,19 @@ impl Cluster {
             ips: if owns { distinct(pod.ips) } else { Arc::default() },
             host_network: pod.host_network,
             finished: pod.finished,
+            leaving: pod.deletion.is_some(),
         });
         if old.as_ref() == Some(&new) {
             return false;
         }
         let local = |pod: &KnownPod| usize::from(pod.endpoint.node.as_ref() == Some(&self.node));
         self.local_pods = self.local_pods.saturating_sub(old.as_deref().map_or(0, local)) + local(&new);
-        self.hand_over(old.as_deref().map(KnownPod::holding), Some(new.holding()), at);
+        // Told late: what it owns it has owned for a while. Clocks of nodes differ, so that this goes only so far back.
+        let since = match pod.networked {
+            Some(since) if at > Timestamp::MIN => since.max(at.minus(GRACE)).min(at),
+            _ => at,
+        };
+        self.hand_over(old.as_deref().map(KnownPod::holding), Some(new.holding()), at, since);
         self.pods.insert(name, new);
         true
     }
@@ -200,7 +207,7 @@ impl Cluster {
         if old.endpoint.node.as_ref() == Some(&self.node) {
             self.local_pods = self.local_pods.saturating_sub(1);
         }
-        self.hand_over(Some(old.holding()), None, at);
+        self.hand_over(Some(old.holding()), None, at, at);
         true
     }
 
@@ -302,7 +309,7 @@ impl Cluster {
             self.nodes.add_local(expected_ips);
         }
         self.host_endpoints_of.entry(node.clone()).or_default().insert(name.clone());
-        self.hand_over(old.as_deref().map(KnownHostEndpoint::holding), Some(new.holding()), at);
+        self.hand_over(old.as_deref().map(KnownHostEndpoint::holding), Some(new.holding()), at, at);
         self.host_endpoints.insert(name.clone(), new.clone());
         true
     }
@@ -310,7 +317,7 @@ impl Cluster {
     fn delete_host_endpoint(&mut self, name: &Arc<str>, at: Timestamp) -> bool {
         let Some(old) = self.host_endpoints.remove(name) else { return false };
         self.unlink_host_endpoint(&old);
-        self.hand_over(Some(old.holding()), None, at);
+        self.hand_over(Some(old.holding()), None, at, at);
         true
     }
 
@@ -342,7 +349,14 @@ impl Cluster {
     }
 
     /// Addresses change hands at `at`: from one version of an endpoint to another, between endpoints, or not at all.
-    fn hand_over(&mut self, old: Option<Holding<'_>>, new: Option<Holding<'_>>, at: Timestamp) {
+    /// Those that are new to the new one are its own since `since`, which is not later.
+    fn hand_over(
+        &mut self,
+        old: Option<Holding<'_>>,
+        new: Option<Holding<'_>>,
+        at: Timestamp,
+        since: Timestamp,
+    ) {
         let same = match (&old, &new) {
             (Some(old), Some(new)) => old.endpoint.same_identity(new.endpoint),
             _ => false,
@@ -355,13 +369,13 @@ impl Cluster {
         }
         if let Some(new) = new {
             let kept = old.filter(|_| same).map_or(&[][..], |old| old.ips);
-            let renewed = old
-                .is_some_and(|old| !Arc::ptr_eq(old.endpoint, new.endpoint) || old.wildcard != new.wildcard);
+            let renewed =
+                old.is_some_and(|old| !Arc::ptr_eq(old.endpoint, new.endpoint) || old.claim != new.claim);
             for ip in new.ips {
                 if kept.binary_search(ip).is_err() {
-                    self.owners.open(*ip, new.endpoint, new.wildcard, at);
+                    self.owners.open(*ip, new.endpoint, new.claim, since);
                 } else if renewed {
-                    self.owners.renew(*ip, new.endpoint, new.wildcard, at);
+                    self.owners.renew(*ip, new.endpoint, new.claim, at);
                 }
             }
         }
@@ -370,13 +384,15 @@ impl Cluster {
 
 impl KnownPod {
     fn holding(&self) -> Holding<'_> {
-        Holding { endpoint: &self.endpoint, ips: &self.ips, wildcard: false }
+        let claim = if self.leaving { Claim::Leaving } else { Claim::Own };
+        Holding { endpoint: &self.endpoint, ips: &self.ips, claim }
     }
 }
 
 impl KnownHostEndpoint {
     fn holding(&self) -> Holding<'_> {
-        Holding { endpoint: &self.endpoint, ips: &self.ips, wildcard: self.resource.is_wildcard() }
+        let claim = if self.resource.is_wildcard() { Claim::Wildcard } else { Claim::Own };
+        Holding { endpoint: &self.endpoint, ips: &self.ips, claim }
     }
 }
 

@@ -63,6 +63,14 @@ pub struct DecodeError {
     pub problem: String,
 }
 
+/// An object that a server tells and that cannot be read.
+#[derive(Debug)]
+pub struct Unreadable<T> {
+    pub error: DecodeError,
+    /// What is told in its place, so that nobody takes it for absent; `None`: it is left out.
+    pub stands: Option<Box<T>>,
+}
+
 /// One object.
 ///
 /// # Errors
@@ -130,11 +138,16 @@ pub fn decode_text(api_version: &str, kind: &str, text: &str) -> Result<Decoded,
         object: format!("object of kind {kind}"),
         ..invalid(".", format!("is not JSON: {error}"))
     })?;
+    typed(&mut value, api_version, kind);
+    decode(value)
+}
+
+/// What an object of a list or an event does not say itself.
+fn typed(value: &mut Value, api_version: &str, kind: &str) {
     if let Some(fields) = value.as_object_mut() {
         fields.insert("apiVersion".to_owned(), api_version.into());
         fields.insert("kind".to_owned(), kind.into());
     }
-    decode(value)
 }
 
 /// `None`: something is wrong with it.
@@ -185,6 +198,13 @@ pub fn unreadable(value: &Value, error: &DecodeError) -> Option<Object> {
         }
         ObjectRef::Cluster(_) => None,
     }
+}
+
+/// The same from text that [`decode_text`] could not read.
+pub fn unreadable_text(api_version: &str, kind: &str, text: &str, error: &DecodeError) -> Option<Object> {
+    let mut value: Value = serde_json::from_str(text).ok()?;
+    typed(&mut value, api_version, kind);
+    unreadable(&value, error)
 }
 
 fn reference_of(
@@ -352,6 +372,12 @@ fn pod(mut o: objects::Pod) -> Result<cluster::Object, DecodeError> {
         ips.push(parse_ip_or_prefix(text).map_err(|problem| invalid(field, problem))?);
     }
 
+    let networked = status.conditions.into_iter().flatten().find_map(|condition| {
+        let holds = condition.kind.as_deref() == Some("PodReadyToStartContainers")
+            && condition.status.as_deref() == Some("True");
+        condition.since.filter(|_| holds).and_then(|text| objects::Time::of(&text)).map(|time| time.0)
+    });
+
     let containers = spec.containers.into_iter().chain(spec.init_containers).flatten();
     let ports = containers.flat_map(|container| container.ports.unwrap_or_default()).map(|port| NamedPort {
         name: some(port.name),
@@ -372,6 +398,7 @@ fn pod(mut o: objects::Pod) -> Result<cluster::Object, DecodeError> {
         ports: ports.collect(),
         created: o.metadata.created.map(|time| time.0),
         deletion,
+        networked,
     }))
 }
 

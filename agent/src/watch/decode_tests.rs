@@ -69,6 +69,29 @@ fn a_pod_in_full() {
 }
 
 #[test]
+fn since_when_a_pod_has_had_its_addresses() {
+    let since = |conditions: Value| {
+        let mut value = full_pod();
+        value["status"]["conditions"] = conditions;
+        pod_of(value).networked
+    };
+    let condition = |kind: &str, status: &str, at: &str| json!({"type": kind, "status": status, "lastTransitionTime": at});
+    let at = "2026-01-31T12:00:02Z";
+    let other = condition("Ready", "True", "2026-01-31T12:00:09Z");
+    assert_eq!(
+        since(json!([other, condition("PodReadyToStartContainers", "True", at)])),
+        Some(Timestamp(1_769_860_802_000_000_000))
+    );
+    assert_eq!(since(json!([other, condition("PodReadyToStartContainers", "False", at)])), None);
+    assert_eq!(
+        since(json!([condition("PodReadyToStartContainers", "True", "soon")])),
+        None,
+        "and the pod stays"
+    );
+    assert_eq!((since(json!([{}])), since(json!(null))), (None, None));
+}
+
+#[test]
 fn where_a_pods_addresses_come_from() {
     let with = |status: Value, annotations: Value| {
         let mut value = full_pod();

@@ -26,7 +26,7 @@ use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::io::StreamReader;
 use tracing::{debug, info, warn};
 
-use super::decode::DecodeError;
+use super::decode::Unreadable;
 use super::split::Splitter;
 use super::status::{KindStatus, Phase};
 
@@ -239,7 +239,7 @@ struct State {
 
 impl<'a, T, R> Follower<'a, T, R>
 where
-    R: Fn(&str) -> Result<Option<T>, DecodeError>,
+    R: Fn(&str) -> Result<Option<T>, Unreadable<T>>,
 {
     #[allow(clippy::too_many_arguments, reason = "one place makes it, with everything by name")]
     pub fn new(
@@ -344,10 +344,13 @@ where
     fn read(&self, text: &str) -> Option<T> {
         match (self.read)(text) {
             Ok(object) => object,
-            Err(error) => {
+            Err(Unreadable { error, stands }) => {
                 self.status.add_refused(1);
-                warn!(%error, "an object cannot be used: it is left out");
-                None
+                match stands {
+                    Some(_) => warn!(%error, "an object cannot be read: what depends on it is unknown"),
+                    None => warn!(%error, "an object cannot be used: it is left out"),
+                }
+                stands.map(|stands| *stands)
             }
         }
     }

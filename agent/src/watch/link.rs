@@ -12,7 +12,7 @@ use kube::Client;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use super::decode::DecodeError;
+use super::decode::{DecodeError, Unreadable};
 use super::follow::{Follower, Resource, Timing, Told};
 use super::kinds::{WORLD, Wanted};
 use super::served::{Served, look};
@@ -67,7 +67,10 @@ impl Link {
                 let kind = wanted.kind;
                 let read = move |resource: &Resource| {
                     let api_version = resource.api_version();
-                    move |text: &str| as_written(text, &api_version, kind).map(Some)
+                    move |text: &str| {
+                        let read = as_written(text, &api_version, kind).map(Some);
+                        read.map_err(|error| Unreadable { error, stands: None })
+                    }
                 };
                 link.follow(wanted, status, read, &tell, tag, false)
             }))
@@ -86,7 +89,7 @@ impl Link {
         tag: usize,
         in_parts: bool,
     ) where
-        R: Fn(&str) -> Result<Option<T>, DecodeError>,
+        R: Fn(&str) -> Result<Option<T>, Unreadable<T>>,
     {
         let mut served = self.served.clone();
         let mut first = true;

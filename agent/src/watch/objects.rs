@@ -90,6 +90,18 @@ pub struct PodStatus {
     pub pod_ip: Option<Ip>,
     #[serde(rename = "podIPs")]
     pub pod_ips: Option<Vec<PodIp>>,
+    pub conditions: Option<Vec<PodCondition>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodCondition {
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub status: Option<String>,
+    /// As it is written: a time that cannot be read must not cost the pod.
+    #[serde(rename = "lastTransitionTime")]
+    pub since: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -332,6 +344,12 @@ from_text! {
         i64::try_from(time.as_nanosecond())
             .map(Timestamp)
             .map_err(|_| format!("{text:?} is not between the years 1677 and 2262"))
+    }
+}
+
+impl Time {
+    pub fn of(text: &str) -> Option<Self> {
+        Self::deserialize(de::value::StrDeserializer::<de::value::Error>::new(text)).ok()
     }
 }
 

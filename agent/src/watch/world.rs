@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant as Moment, sleep_until};
 use tracing::{info, warn};
 
-use super::decode::{Decoded, DecodedRef, decode_ref, decode_text};
+use super::decode::{Decoded, DecodedRef, Unreadable, decode_ref, decode_text, unreadable_text};
 use super::follow::{Identity, Resource, Told};
 use super::kinds::WORLD;
 use super::link::Link;
@@ -77,10 +77,15 @@ impl Cluster {
             let kind = wanted.kind;
             let read = move |resource: &Resource| {
                 let api_version = resource.api_version();
-                move |text: &str| match decode_text(&api_version, kind, text)? {
-                    Decoded::Object(object) => Ok(Some(object)),
+                move |text: &str| match decode_text(&api_version, kind, text) {
+                    Ok(Decoded::Object(object)) => Ok(Some(object)),
                     // A kind that is not used, or no part of the world.
-                    _ => Ok(None),
+                    Ok(_) => Ok(None),
+                    // A policy that cannot be read must not be taken for one that is not there.
+                    Err(error) => {
+                        let stands = unreadable_text(&api_version, kind, text, &error).map(Box::new);
+                        Err(Unreadable { error, stands })
+                    }
                 }
             };
             // Pods are many: they are not gathered before they are known.
@@ -152,7 +157,7 @@ impl Cluster {
             Told::Done => {}
             Told::All { objects, heard } => {
                 let gone = match heard {
-                    Some(heard) if !first => minus(now, heard.elapsed()),
+                    Some(heard) if !first => now.minus(heard.elapsed()),
                     _ => at,
                 };
                 self.world.replace_all(*kind, objects, gone, at);
@@ -198,10 +203,6 @@ impl Cluster {
             self.published.store(Arc::new(self.world.snapshot()));
         }
     }
-}
-
-fn minus(time: Timestamp, by: std::time::Duration) -> Timestamp {
-    Timestamp(time.0.saturating_sub(i64::try_from(by.as_nanos()).unwrap_or(i64::MAX)))
 }
 
 /// What a deletion names: by the object's last version, or by its name alone.

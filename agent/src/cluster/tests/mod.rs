@@ -268,6 +268,57 @@ fn the_same_name_with_a_new_uid_is_another_endpoint() {
 }
 
 #[test]
+fn a_pod_that_is_being_deleted_gives_way_to_who_has_its_address_since() {
+    let old = Pod { deletion: Some(t(40)), ..pod("z-old", "node-1", &["10.1.0.1"]) };
+    let new = Pod { created: Some(t(50)), ..pod("a-new", "node-1", &["10.1.0.1"]) };
+    // Both are there when the agent starts, in either order.
+    for pods in [[old.clone(), new.clone()], [new.clone(), old.clone()]] {
+        let c = cluster(pods.map(Object::Pod));
+        assert_eq!(owner(&c, "10.1.0.1", 49).as_deref(), Some("z-old"), "the new one was not created yet");
+        assert_eq!(owner(&c, "10.1.0.1", 60).as_deref(), Some("a-new"));
+    }
+    // The news of the old one's deletion come late, and its status is told again after the new one's.
+    let mut c = cluster([Object::Pod(Pod { deletion: None, ..old.clone() })]);
+    c.apply(Object::Pod(new), t(60));
+    c.apply(Object::Pod(old.clone()), t(61));
+    assert_eq!(owner(&c, "10.1.0.1", 59).as_deref(), Some("z-old"));
+    assert_eq!(owner(&c, "10.1.0.1", 70).as_deref(), Some("a-new"));
+    // Told again as if it had lost its address in between.
+    c.apply(Object::Pod(Pod { ips: vec![], ..old.clone() }), t(71));
+    c.apply(Object::Pod(old.clone()), t(72));
+    assert_eq!(owner(&c, "10.1.0.1", 80).as_deref(), Some("a-new"));
+    // Nobody else has it: it is its own until its object is gone.
+    let c = cluster([Object::Pod(old)]);
+    assert_eq!(owner(&c, "10.1.0.1", 45).as_deref(), Some("z-old"));
+}
+
+#[test]
+fn an_address_is_a_pods_own_since_its_network_is_ready_however_late_that_is_told() {
+    let old = pod("old", "node-1", &["10.1.0.1"]);
+    let leaving = Pod { deletion: Some(t(40)), ..old.clone() };
+    let new = |networked| {
+        Object::Pod(Pod { networked, created: Some(t(45)), ..pod("new", "node-1", &["10.1.0.1"]) })
+    };
+    let mut told_late = cluster([Object::Pod(old.clone()), Object::Pod(leaving)]);
+    let mut deleted = told_late.clone();
+    told_late.apply(new(Some(t(52))), t(55));
+    deleted.delete(&reference(&Object::Pod(old)), t(51));
+    deleted.apply(new(Some(t(52))), t(55));
+    for c in [&told_late, &deleted] {
+        assert_eq!(owner(c, "10.1.0.1", 50).as_deref(), Some("old"));
+        assert_eq!(owner(c, "10.1.0.1", 53).as_deref(), Some("new"));
+    }
+    // The clock of a node that is far behind names nobody wrongly for longer than the grace; one ahead says nothing.
+    let mut behind = cluster([Object::Pod(pod("old", "node-1", &["10.1.0.1"]))]);
+    let mut ahead = behind.clone();
+    behind.apply(new(Some(t(1))), t(1000));
+    assert_eq!(owner(&behind, "10.1.0.1", 989).as_deref(), Some("old"));
+    ahead.apply(new(Some(t(2000))), t(1000));
+    assert_eq!(owner(&ahead, "10.1.0.1", 999).as_deref(), Some("old"));
+    assert_eq!(owner(&ahead, "10.1.0.1", 1001).as_deref(), Some("new"));
+}
+
+#[test]
 fn an_address_that_moves_away_is_closed_and_the_others_stay() {
     let p = pod("a", "node-1", &["10.1.0.1", "fd00::1"]);
     let mut c = cluster([Object::Pod(p.clone())]);
