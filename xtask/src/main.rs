@@ -8,6 +8,7 @@ mod demo;
 mod deploy;
 mod e2e;
 mod ebpf;
+mod fuzz;
 mod netns;
 mod packages;
 mod pages;
@@ -51,6 +52,8 @@ enum Verb {
     Test(test::Arguments),
     /// Run the kernel cases on several real kernels, each in its own qemu guest.
     Vm(vm::Arguments),
+    /// Put hostile bytes into every parser, for as long as is asked.
+    Fuzz(fuzz::Arguments),
     /// Build the eBPF objects, or check that the tracked ones are what the source gives.
     Ebpf(ebpf::Arguments),
 }
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Supply(arguments) => supply::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Vm(arguments) => vm::run(&arguments),
+        Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::Ebpf(arguments) => ebpf::run(&arguments),
     };
     match outcome {

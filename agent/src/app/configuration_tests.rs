@@ -86,7 +86,8 @@ fn every_live_field_reaches_what_changes_at_a_flush() {
 }
 
 /// Fields of what is joined to flows (domains, processes, original addresses): read by their own stages.
-const JOINED: [&str; 9] = [
+const JOINED: [&str; 10] = [
+    "flowLogsCollectDestDomains",
     "flowLogsCollectProcessInfo",
     "flowLogsCollectProcessPath",
     "flowLogsCollectTcpStats",

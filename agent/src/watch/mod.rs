@@ -23,7 +23,9 @@ mod world;
 
 pub use client::{ConnectError, Server, connect, locate};
 pub use configuration::{AskError, apply_conditions, configuration};
-pub use decode::{DecodeError, Decoded, DecodedRef, decode, decode_ref, decode_text, unreadable};
+pub use decode::{
+    DecodeError, Decoded, DecodedRef, decode, decode_ref, decode_text, unreadable, unreadable_text,
+};
 pub use follow::{Identity, Timing, Told};
 pub use kinds::{CONFIGURATION, WORLD, Wanted};
 pub use link::{Link, Raw};

@@ -16,7 +16,7 @@ mod load;
 mod mapped;
 mod probe;
 mod processes;
-mod records;
+pub mod records;
 mod ring;
 mod socket_offsets;
 mod sockets;
