@@ -259,7 +259,7 @@ fn open(node: &Node, receive_buffer_bytes: usize) -> NetlinkSource {
     node.enter('n', || {
         assert!(!matches!(ensure_accounting(true), Accounting::Off { .. }));
         assert_eq!(ensure_accounting(false), Accounting::AlreadyOn);
-        NetlinkSource::open(&NetlinkOptions { receive_buffer_bytes }).unwrap()
+        NetlinkSource::open(&NetlinkOptions { receive_buffer_bytes, ..NetlinkOptions::default() }).unwrap()
     })
 }
 
@@ -478,7 +478,9 @@ fn without_events_the_source_says_so() {
     let Some(node) = Node::make() else { return };
     let error = node.enter('n', || {
         fs::write("/proc/sys/net/netfilter/nf_conntrack_events", "0").unwrap();
-        NetlinkSource::open(&NetlinkOptions { receive_buffer_bytes: 1 << 20 }).err().unwrap()
+        NetlinkSource::open(&NetlinkOptions { receive_buffer_bytes: 1 << 20, ..NetlinkOptions::default() })
+            .err()
+            .unwrap()
     });
     assert!(matches!(error, OpenError::EventsOff), "{error}");
     assert!(error.to_string().contains("sysctl -w"));

@@ -19,6 +19,8 @@
 //! ```
 //!
 //! `Pipeline::step` is synchronous; the daemon, `replay`, the tests and the benches all call it.
+//!
+#![doc = include_str!("threats.md")]
 
 pub mod model;
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::app::memory::Memory;
 use crate::app::settings;
 use crate::app::writer::{Lines, Output};
 use crate::config::{Notation, Owner, RawEntry, RawLayer, parse_file, resolve};
@@ -74,8 +75,8 @@ fn every_live_field_reaches_what_changes_at_a_flush() {
     let of_joins = |name: &str| name.starts_with("dns") || JOINED.contains(&name);
     for field in FIELDS.iter().filter(|field| field.change == Change::Live) {
         let after = config_of(&[(field.name, another(field, dir))]);
-        let acts =
-            settings(&before) != settings(&after) || Lines::of(&before, "n1") != Lines::of(&after, "n1");
+        let acts = settings(&before) != settings(&after)
+            || Lines::of(&before, "n1", &Memory::allowed()) != Lines::of(&after, "n1", &Memory::allowed());
         let is_only_value = after == before;
         assert!(
             acts || is_only_value || OF_THE_LOOP.contains(&field.name) || of_joins(field.name),
@@ -141,7 +142,9 @@ fn run(before: &Config, after: &Config) {
     let snapshot = Snapshot::without_cluster("n1".into());
     let metrics = Arc::new(Metrics::default());
     let mut pipeline = Pipeline::new(settings(before), Limits::default(), Timestamp(0));
-    let output = Output::open(Lines::of(before, "n1"), false, metrics.clone(), Timestamp(0)).unwrap();
+    let output =
+        Output::open(Lines::of(before, "n1", &Memory::allowed()), false, metrics.clone(), Timestamp(0))
+            .unwrap();
     let mut writer =
         output.start(crate::app::outside::Beats::new(), crate::sink::live::Live::default()).unwrap();
     for window in 1..=5_u64 {
@@ -154,7 +157,7 @@ fn run(before: &Config, after: &Config) {
         let logs = pipeline.step(Input::Flush, end, &snapshot).unwrap();
         writer.send(logs, true, &metrics);
         if change {
-            writer.reconfigure(Lines::of(after, "n1"));
+            writer.reconfigure(Lines::of(after, "n1", &Memory::allowed()));
         }
     }
     writer.finish(&[], Timestamp(9 * SECOND)).unwrap();

@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Layers;
 use crate::model::{Action, CheckpointEntry, Counters, FlowLogs, Observation, Reporter, Timestamp};
-use crate::pipeline::{Input, Limits, Pipeline};
+use crate::pipeline::{Input, Pipeline};
 use crate::sink::SinkError;
 use crate::snapshot::Snapshot;
 use crate::source::bypass;
@@ -33,6 +33,7 @@ use super::cluster_configuration;
 use super::configuration::{self, Reload, locked};
 use super::dns::Dns;
 use super::dynamic::{self, Raised};
+use super::memory::Memory;
 use super::outside::{Beats, Outside, Shown};
 use super::world::{Batch, Origin, Watched, load_world, ready_of};
 use super::writer::{Lines, Output, Writer};
@@ -120,7 +121,9 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     }
 
     // The lock comes first: a second agent must not even read the checkpoint.
-    let lines = Lines::of(&config.config, &options.node);
+    let memory = Memory::allowed();
+    memory.tell();
+    let lines = Lines::of(&config.config, &options.node, &memory);
     let mut output = Output::open(lines, options.stdout, metrics.clone(), clock.now())?;
     let checkpoint = output.take_checkpoint();
     warn_of_bypasses()?;
@@ -133,10 +136,11 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         host_addresses: host_addresses(),
         metrics,
         beats: &beats,
+        live_bytes: memory.live(),
         more_ready: ready_of(watched.as_ref().map(|watched| watched.status.clone())),
     };
     let outside = Outside::start(&tasks, shown).map_err(RunError::Thread)?;
-    let mut sources = match NodeSources::open(&config.config) {
+    let mut sources = match NodeSources::open_within(&config.config, &memory.bounds()) {
         Ok(sources) => sources,
         Err(error) => {
             // The start that works will need it: nothing of these connections has been exported since.
@@ -145,7 +149,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         }
     };
 
-    let mut pipeline = Pipeline::new(settings(&config.config), Limits::default(), clock.now());
+    let mut pipeline = Pipeline::new(settings(&config.config), memory.limits(), clock.now());
     pipeline.set_host_addresses(host_addresses());
     if let Some(checkpoint) = checkpoint {
         pipeline.restore(checkpoint.entries);
@@ -186,6 +190,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     let mut adopting = true;
     loop {
         beats.pipeline.beat();
+        metrics.accounting_off.set(u64::from(sources.accounting_is_off()));
         if adopting && sources.is_adopted() {
             adopting = false;
             pipeline.finish_adoption();
@@ -214,6 +219,12 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         pipeline.reconfigure(raised.next(settings(&next.config), &next.config, metrics));
         let now = clock.now();
         dns.poll(&mut pipeline, &snapshot, now);
+        if clock.take_step_back() {
+            metrics.clock_steps_back.add(1);
+            warn!(
+                "the clock was set back: until it has caught up, windows are told with times that run at half speed"
+            );
+        }
         let lines = close_window(&mut pipeline, &mut sources, &writer, metrics, now, &snapshot, stopping);
         if let Some(watched) = &watched {
             watched.window_closed(now, lines, metrics);
@@ -222,7 +233,8 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
             config = changed;
             dns.configure(&config.config, &mut pipeline, now);
             trace.set(config.config.flow_logs_collector_debug_trace);
-            writer.reconfigure(Lines::of(&config.config, &options.node));
+            writer.reconfigure(Lines::of(&config.config, &options.node, &memory));
+            sources.set_collectors(&config.config);
         }
         if stopping {
             // What ended while that window was closed: nothing that the kernel has told is lost by the stop.

@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::*;
+use crate::app::memory::Memory;
 use crate::app::settings;
 use crate::app::writer::{Lines, Output};
 use crate::model::{
@@ -83,7 +84,9 @@ fn windows_grow_coarser_and_finer_and_lose_nothing() {
     let metrics = Arc::new(Metrics::default());
     let snapshot = Snapshot::without_cluster("n1".into());
     let mut pipeline = Pipeline::new(settings(&config), Limits::default(), Timestamp(0));
-    let output = Output::open(Lines::of(&config, "n1"), false, metrics.clone(), Timestamp(0)).unwrap();
+    let output =
+        Output::open(Lines::of(&config, "n1", &Memory::allowed()), false, metrics.clone(), Timestamp(0))
+            .unwrap();
     let writer = output.start(crate::app::outside::Beats::new(), crate::sink::live::Live::default()).unwrap();
     let (seen, mut said) = (seen(), None);
     let mut raised = Raised::new(seen.clone());

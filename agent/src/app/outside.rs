@@ -113,7 +113,23 @@ impl Beats {
                 format!("{} records written", metrics.sink_written_records.get())
             },
         };
-        vec![self.pipeline.check("pipeline", LATE), self.writer.check("writer", LATE), source, output]
+        let off = metrics.accounting_off.get() != 0;
+        let accounting = Check {
+            name: "accounting",
+            passed: !off,
+            reason: if off {
+                "net.netfilter.nf_conntrack_acct is 0, connections that begin count nothing: sysctl -w net.netfilter.nf_conntrack_acct=1".into()
+            } else {
+                "connections are counted".into()
+            },
+        };
+        vec![
+            self.pipeline.check("pipeline", LATE),
+            self.writer.check("writer", LATE),
+            source,
+            accounting,
+            output,
+        ]
     }
 }
 
@@ -131,6 +147,8 @@ pub(super) struct Shown<'a> {
     pub(super) host_addresses: Vec<IpAddr>,
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) beats: &'a Arc<Beats>,
+    /// For what waits for readers of the live view.
+    pub(super) live_bytes: usize,
     /// What readiness depends on besides the loops: of the cluster.
     pub(super) more_ready: Arc<dyn Fn() -> Vec<Check> + Send + Sync>,
 }
@@ -139,7 +157,7 @@ impl Outside {
     /// # Errors
     /// No thread can be had.
     pub(super) fn start(tasks: &Tasks, shown: Shown<'_>) -> io::Result<Self> {
-        let live = Live::default();
+        let live = Live::within(shown.live_bytes);
         serve_http(tasks, &shown, &live);
         let config = shown.config;
         if !config.flow_logs_live_enabled {
@@ -268,6 +286,9 @@ mod tests {
         assert_eq!(failed(&beats), ["source"]);
         beats.observing.set("netlink".into()).unwrap();
         assert!(failed(&beats).is_empty());
+        metrics.accounting_off.set(1);
+        assert_eq!(failed(&beats), ["accounting"]);
+        metrics.accounting_off.set(0);
         metrics.sink_failing.set(1);
         assert_eq!(failed(&beats), ["output"]);
         assert!(beats.live().iter().all(|check| check.passed));

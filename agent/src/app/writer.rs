@@ -25,6 +25,7 @@ use crate::telemetry::Metrics;
 use crate::wire::flow_log::{LineFormat, encode_all};
 
 use super::daemon::RunError;
+use super::memory::Memory;
 use super::outside::Beats;
 use super::{Clock, line_format};
 
@@ -43,8 +44,13 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub(super) fn of(config: &Config, node: &str) -> Self {
-        let file = config.flow_logs_file_enabled.then(|| FileOptions::flow_log(config));
+    pub(super) fn of(config: &Config, node: &str, memory: &Memory) -> Self {
+        let file = config.flow_logs_file_enabled.then(|| {
+            let mut file = FileOptions::flow_log(config);
+            // What waits for a full disk must not be what gets the agent killed.
+            file.buffer_bytes = file.buffer_bytes.min(memory.lines_waiting());
+            file
+        });
         Self { format: line_format(config, node), file }
     }
 }

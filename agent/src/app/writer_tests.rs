@@ -14,7 +14,7 @@ fn lines(dir: &std::path::Path, enabled: bool) -> Lines {
         flow_logs_file_enabled: enabled,
         ..Config::default()
     };
-    Lines::of(&config, "n1")
+    Lines::of(&config, "n1", &Memory::allowed())
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod dns_log;
 mod ends;
 mod fold;
 mod judge;
+mod limits;
 mod preview;
 mod stats;
 mod trusted;
@@ -37,6 +38,7 @@ use crate::snapshot::Snapshot;
 pub use dns_log::{DnsLogSettings, DnsWindow};
 use ends::PlainAddresses;
 use fold::{Fold, both_known, refresh_denied_labels, refresh_labels};
+pub use limits::Limits;
 pub use preview::{PreviewEvent, Previewer};
 pub use stats::Stats;
 use stats::count_by_name;
@@ -48,38 +50,6 @@ pub enum Input<'a> {
     Observation(&'a Observation),
     /// Close the window now.
     Flush,
-}
-
-/// Bounds of the tables. What does not fit is counted in [`Stats`].
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub connections: usize,
-    /// Ended connections that wait for the flush, so that verdicts and names that come late still find them.
-    pub ended: usize,
-    pub denied: usize,
-    pub verdicts: usize,
-    pub records: usize,
-    /// Keys that ended in this window and may come again.
-    pub reopened: usize,
-    /// Sockets of which something was told that no flow has taken yet.
-    pub sockets: usize,
-    /// Bytes of names learnt from DNS.
-    pub domain_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 4 << 20,
-            ended: 256 << 10,
-            denied: 256 << 10,
-            verdicts: 256 << 10,
-            records: 2 << 20,
-            reopened: 1 << 20,
-            sockets: 512 << 10,
-            domain_bytes: 64 << 20,
-        }
-    }
 }
 
 pub struct Pipeline {
@@ -248,16 +218,21 @@ impl Pipeline {
     }
 
     /// One step. `now` is when it was observed: a flow may begin before what was stepped already (a source tells of
-    /// a live connection when it is first swept), but the pipeline's own time never goes backwards.
+    /// a live connection when it is first swept), but windows abut: their times are those of
+    /// the flushes, and never go backwards.
     pub fn step(&mut self, input: Input<'_>, now: Timestamp, snapshot: &Snapshot) -> Option<FlowLogs> {
         self.at = now;
-        self.now = self.now.max(now);
         match input {
             Input::Observation(observation) => {
+                self.now = self.now.max(now);
                 self.observe(observation, snapshot);
                 None
             }
-            Input::Flush => Some(self.flush(snapshot)),
+            Input::Flush => {
+                // Observations carry a wall clock that others may set: one time from the future must not stop ours.
+                self.now = now.max(self.window.start());
+                Some(self.flush(snapshot))
+            }
         }
     }
 
@@ -541,6 +516,7 @@ impl Pipeline {
         self.denied.retain(|denied| {
             self.joins.take_denied(denied);
             let moved = fold.take_denied_verdicts(denied);
+            denied.last = denied.last.min(now);
             let over = moved || denied.is_over(now);
             fold.denied(denied, fingerprints.hash_one(denied.key), over);
             !over

@@ -183,7 +183,8 @@ impl FileSink {
     /// Takes a window of whole lines, `records` of them, and writes it with what waits before it, if it is time.
     pub fn write_window(&mut self, mut lines: Vec<u8>, records: u64, now: Timestamp) {
         if lines.is_empty() {
-            return;
+            // Windows that come often leave the caller no idle second in which to retry.
+            return self.retry(now);
         }
         if lines.last() != Some(&b'\n') {
             lines.push(b'\n');

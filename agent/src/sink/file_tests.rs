@@ -184,6 +184,21 @@ fn retries_back_off_and_a_clock_that_steps_back_does_not_stop_them() {
 }
 
 #[test]
+fn a_window_without_lines_is_a_time_to_retry_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let inner = dir.path().join("logs");
+    let mut sink = FileSink::open(&options(&inner), at(0)).unwrap();
+    std::fs::remove_dir_all(&inner).unwrap();
+    std::fs::write(&inner, "in the way").unwrap();
+    sink.write_window(window(1, 2, 10), 2, at(1));
+    assert!(sink.stats().failing);
+    std::fs::remove_file(&inner).unwrap();
+    sink.write_window(Vec::new(), 0, at(10));
+    assert!(!sink.stats().failing);
+    assert_eq!(lines(&inner).len(), 2);
+}
+
+#[test]
 fn a_lock_that_another_writer_took_meanwhile_is_a_fault_not_two_writers() {
     let dir = tempfile::tempdir().unwrap();
     let mut sink = FileSink::open(&options(dir.path()), at(0)).unwrap();

@@ -31,6 +31,9 @@ pub const READERS: usize = 8;
 /// Bytes that wait for one reader.
 pub const QUEUE: usize = 16 << 20;
 
+/// The same, where memory is short.
+const SMALL_QUEUE: usize = 256 << 10;
+
 /// Bytes of lines that are kept for readers to come.
 const PAST: usize = 4 << 20;
 
@@ -68,9 +71,9 @@ struct Reader {
 
 impl Reader {
     /// `items`: lines or events in it.
-    fn give(&self, bytes: &Arc<[u8]>, items: u64) -> u64 {
+    fn give(&self, bytes: &Arc<[u8]>, items: u64, most: usize) -> u64 {
         let queued = self.queued.load(Ordering::Relaxed);
-        let fits = queued == 0 || queued.saturating_add(bytes.len()) <= QUEUE;
+        let fits = queued == 0 || queued.saturating_add(bytes.len()) <= most;
         let given = fits && self.queue.as_ref().is_some_and(|queue| queue.send(bytes.clone()).is_ok());
         if given {
             self.queued.fetch_add(bytes.len(), Ordering::Relaxed);
@@ -83,6 +86,8 @@ impl Reader {
 
 #[derive(Default)]
 struct Shared {
+    /// Bytes that may wait for one reader.
+    queue: usize,
     readers: Mutex<Vec<Reader>>,
     past: Mutex<VecDeque<Arc<[u8]>>>,
     /// Readers that want events.
@@ -92,8 +97,14 @@ struct Shared {
 }
 
 /// The agent's end. Cloning is cheap.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Live(Arc<Shared>);
+
+impl Default for Live {
+    fn default() -> Self {
+        Self::within(usize::MAX)
+    }
+}
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -123,6 +134,12 @@ fn tail(lines: &[u8], most: usize) -> &[u8] {
 }
 
 impl Live {
+    /// All readers' queues together take at most about so many bytes, and one never more than [`QUEUE`].
+    pub fn within(bytes: usize) -> Self {
+        let queue = (bytes / (READERS + 1)).clamp(SMALL_QUEUE, QUEUE);
+        Self(Arc::new(Shared { queue, ..Shared::default() }))
+    }
+
     /// Somebody wants events: one relaxed load.
     pub fn wants_flows(&self) -> bool {
         self.0.flows.load(Ordering::Relaxed) > 0
@@ -154,7 +171,7 @@ impl Live {
             return;
         }
         let bytes: Arc<[u8]> = encode().into();
-        let lost = wanting.map(|reader| reader.give(&bytes, 1)).sum();
+        let lost = wanting.map(|reader| reader.give(&bytes, 1, self.0.queue)).sum();
         self.0.lost.fetch_add(lost, Ordering::Relaxed);
     }
 
@@ -164,8 +181,9 @@ impl Live {
             return;
         }
         let mut past = locked(&self.0.past);
-        past.push_back(tail(lines, PAST).into());
-        while past.len() > 1 && past.iter().map(|lines| lines.len()).sum::<usize>() > PAST {
+        let most = PAST.min(self.0.queue);
+        past.push_back(tail(lines, most).into());
+        while past.len() > 1 && past.iter().map(|lines| lines.len()).sum::<usize>() > most {
             past.pop_front();
         }
         // Readers are added under the same lock: none gets a window twice, or not at all.
@@ -174,12 +192,12 @@ impl Live {
         if wanting.peek().is_none() {
             return;
         }
-        let given = head(lines, QUEUE);
+        let given = head(lines, self.0.queue);
         let beyond = count_lines(lines.get(given.len()..).unwrap_or_default());
         let (bytes, items): (Arc<[u8]>, u64) = (given.into(), count_lines(given));
         let mut lost = 0;
         for reader in wanting {
-            lost += reader.give(&bytes, items) + beyond;
+            lost += reader.give(&bytes, items, self.0.queue) + beyond;
             reader.lost.fetch_add(beyond, Ordering::Relaxed);
         }
         self.0.lost.fetch_add(lost, Ordering::Relaxed);
@@ -263,7 +281,7 @@ impl Live {
         };
         if request.past {
             for lines in past.iter() {
-                reader.give(lines, count_lines(lines));
+                reader.give(lines, count_lines(lines), self.0.queue);
             }
         }
         if reader.flows {

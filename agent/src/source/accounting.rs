@@ -36,6 +36,11 @@ pub enum Accounting {
     },
 }
 
+/// Connection tracking is there and does not count.
+pub fn is_off() -> bool {
+    fs::read_to_string(ACCOUNTING_SYSCTL).is_ok_and(|value| value.trim() == "0")
+}
+
 /// Makes sure that the kernel counts packets and bytes of connections. `allowed`: the agent may write the sysctl.
 pub fn ensure_accounting(allowed: bool) -> Accounting {
     let off = |why: String| {

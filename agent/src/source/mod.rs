@@ -16,7 +16,7 @@ mod node;
 pub mod privilege;
 pub mod probe;
 
-pub use node::{NodeSources, SourcesError};
+pub use node::{Bounds, NodeSources, SourcesError};
 
 use crate::model::{Observation, Timestamp};
 

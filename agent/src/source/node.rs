@@ -16,7 +16,7 @@ use crate::config::{Config, SourceKind};
 use crate::model::{Observation, Timestamp};
 
 use super::Observed;
-use super::accounting::{ACCOUNTING_SYSCTL, ensure_accounting};
+use super::accounting::{self, ACCOUNTING_SYSCTL, ensure_accounting};
 use super::collectors::Collectors;
 use super::ebpf::{self, DropSource, EbpfOptions, EbpfSource};
 use super::netlink::{self, NetlinkOptions, NetlinkSource};
@@ -46,6 +46,21 @@ enum Connections {
     Netlink(Box<NetlinkSource>),
 }
 
+/// How much the sources may remember.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Connections in user space (source netlink).
+    pub connections: usize,
+    /// Kernel memory of maps for connections (source ebpf).
+    pub map_bytes: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { connections: 1 << 21, map_bytes: 64 << 20 }
+    }
+}
+
 pub struct NodeSources {
     connections: Connections,
     drops: Result<Box<DropSource>, String>,
@@ -55,6 +70,7 @@ pub struct NodeSources {
     failing: bool,
     adopted: bool,
     may_set_accounting: bool,
+    accounting_off: bool,
     /// Connection tracking was there when accounting was looked at.
     accounting_settled: bool,
     next_attach: Instant,
@@ -65,6 +81,12 @@ impl NodeSources {
     /// # Errors
     /// The source that was asked for, or both, cannot work on this node; the message says why and what to do.
     pub fn open(config: &Config) -> Result<Self, SourcesError> {
+        Self::open_within(config, &Bounds::default())
+    }
+
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_within(config: &Config, bounds: &Bounds) -> Result<Self, SourcesError> {
         let _raised = privilege::raise();
         let may_set_accounting = config.flow_logs_set_conntrack_accounting;
         let accounting_settled = tracks();
@@ -73,10 +95,11 @@ impl NodeSources {
         if !limits.is_empty() {
             warn!(variable = ebpf::TEST_LIMITS, %limits, "limits of the kernel side are set for a test: unset it");
         }
-        let open_ebpf =
-            || EbpfSource::open(&EbpfOptions::with_limits(&limits)).map(|s| Connections::Ebpf(Box::new(s)));
-        let open_netlink =
-            || NetlinkSource::open(&NetlinkOptions::default()).map(|s| Connections::Netlink(Box::new(s)));
+        let mut options = EbpfOptions::with_limits(&limits);
+        options.map_memory_bytes = options.map_memory_bytes.min(bounds.map_bytes);
+        let open_ebpf = || EbpfSource::open(&options).map(|s| Connections::Ebpf(Box::new(s)));
+        let options = NetlinkOptions { most_connections: bounds.connections, ..NetlinkOptions::default() };
+        let open_netlink = || NetlinkSource::open(&options).map(|s| Connections::Netlink(Box::new(s)));
         let connections = match config.flow_logs_source {
             SourceKind::Ebpf => open_ebpf()?,
             SourceKind::Netlink => open_netlink()?,
@@ -104,6 +127,7 @@ impl NodeSources {
             failing: false,
             adopted: false,
             may_set_accounting,
+            accounting_off: accounting::is_off(),
             accounting_settled,
             next_attach,
             next_drops: next_attach,
@@ -261,10 +285,30 @@ impl NodeSources {
 
     fn collect_drops(&mut self, step: &mut dyn FnMut(Observed)) {
         self.next_drops = Instant::now() + DROPS_INTERVAL;
+        self.look_at_accounting();
         if let Ok(drops) = &mut self.drops {
             let outcome = drops.collect(&mut self.batch).map_err(|error| error.to_string());
             self.hand_over(outcome, step);
         }
+    }
+
+    /// Others may switch it off under us: told, never fought over, since who set it may have a reason.
+    fn look_at_accounting(&mut self) {
+        let off = accounting::is_off();
+        if off != std::mem::replace(&mut self.accounting_off, off) {
+            if off {
+                warn!(
+                    "net.netfilter.nf_conntrack_acct was set to 0: connections that begin from now on count nothing; find what sets it, then: sysctl -w net.netfilter.nf_conntrack_acct=1"
+                );
+            } else {
+                info!("net.netfilter.nf_conntrack_acct is 1 again: connections that begin from now on count");
+            }
+        }
+    }
+
+    /// Connections that begin now count nothing.
+    pub fn accounting_is_off(&self) -> bool {
+        self.accounting_off
     }
 
     fn hand_over(&mut self, outcome: Result<(), String>, step: &mut dyn FnMut(Observed)) {

@@ -157,7 +157,7 @@ fn try_ebpf(probe: &EbpfProbe) -> Result<String, String> {
 
 fn try_netlink() -> Result<String, String> {
     // Small: it is closed again at once.
-    NetlinkSource::open(&NetlinkOptions { receive_buffer_bytes: 1 << 16 })
+    NetlinkSource::open(&NetlinkOptions { receive_buffer_bytes: 1 << 16, ..NetlinkOptions::default() })
         .map(|_| "conntrack events and dumps can be read".to_owned())
         .map_err(|error| error.to_string())
 }

@@ -41,6 +41,8 @@ metrics! {
     unconfirmed_other: Gauge(Counter) = "flowlogd_connections_unconfirmed_total";
     /// What the kernel's side counted, by event: left out as of another network namespace, found a map full, and so on.
     kernel_events: Family(Counter) = "flowlogd_kernel_events_total" ["event"];
+    /// 1 while connection tracking is set not to count (net.netfilter.nf_conntrack_acct): connections that begin tell no packets and bytes.
+    accounting_off: Gauge(Gauge) = "flowlogd_conntrack_accounting_off";
     /// Packets dropped by a filter.
     filter_drop_packets: Family(Counter) = "flowlogd_filter_drop_packets_total" ["reason"];
     /// Packets dropped for another reason than a filter, which make no line.

@@ -52,11 +52,13 @@ const DRAIN_LIMIT: usize = 1 << 18;
 pub struct NetlinkOptions {
     /// Wanted size of the socket's receive buffer: an event takes about 1 KiB of it.
     pub receive_buffer_bytes: usize,
+    /// Connections that are remembered; fewer where the kernel has no more.
+    pub most_connections: usize,
 }
 
 impl Default for NetlinkOptions {
     fn default() -> Self {
-        Self { receive_buffer_bytes: 8 << 20 }
+        Self { receive_buffer_bytes: 8 << 20, most_connections: 1 << 21 }
     }
 }
 
@@ -133,7 +135,8 @@ impl NetlinkSource {
         let capacity = read_number(MAX_SYSCTL)
             .and_then(|n| usize::try_from(n).ok())
             .unwrap_or(262_144)
-            .clamp(1 << 12, 1 << 21);
+            .clamp(1 << 12, 1 << 21)
+            .min(options.most_connections);
         Ok(Self {
             events,
             requests,

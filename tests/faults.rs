@@ -1,0 +1,285 @@
+//! What happens to the flow log when the world around the agent misbehaves.
+//!
+//! Each test starts the real binary on a node of its own (`faults/node.rs`), drives bounded traffic, does one thing that
+//! must not happen, and holds every line against what conntrack counted. Needs root, `ip`, `nft`, `conntrack`, `nsenter`
+//! and `unshare`; where one is missing the tests say so and pass. Faults of single parts are tested beside them: a torn
+//! write at each byte, back-off, a full buffer (`sink`), an overrun (`netlink`), maps and rings that are full (`kernel`),
+//! an API server that goes and comes (`kube`), readers that never read (`sink/live_tests.rs`).
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+#[path = "faults/memory.rs"]
+mod memory;
+#[path = "faults/node.rs"]
+mod node;
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+
+use node::{Agent, Node, Sums, Traffic, lines, sums_of, text, until};
+
+/// Many enough that a window is some hundred kilobytes: a kill may come in the middle of its write.
+const FLOWS: u32 = 400;
+
+/// Sends until `stop`, and at most `rounds` times on each flow.
+fn load(traffic: &Traffic, stop: &AtomicBool, rounds: &AtomicU32, most: u32) {
+    while !stop.load(Ordering::Relaxed) && rounds.fetch_add(1, Ordering::Relaxed) < most {
+        traffic.send(0..FLOWS, 100);
+        // The other side of a machine with few cores is what is tested.
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn killed_at_any_moment_no_line_is_torn_and_nothing_is_told_twice() {
+    let Some(node) = Node::make("the agent that is killed under traffic") else { return };
+    let traffic = Traffic::new(&node);
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut agent = Agent::start(&node, "");
+    let mut lost_before = 0;
+    for kill in 0..4 {
+        traffic.send(0..FLOWS, 50);
+        let calm = {
+            let counted = node.counted();
+            let calm = counted.original.0 - lost_before;
+            until("all that was counted is told", || (agent.sums().original.0 == calm).then_some(()));
+            calm
+        };
+
+        let (stop, rounds) = (AtomicBool::new(false), AtomicU32::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| load(&traffic, &stop, &rounds, 20_000));
+            // At some moment of some window; each second time while a window is just being written.
+            let from = size(&node);
+            let beyond = from + random.u64(1..2_000_000);
+            until("the log grows", || {
+                (size(&node) >= if kill % 2 == 0 { from + 1 } else { beyond }).then_some(())
+            });
+            std::mem::replace(&mut agent, Agent::spawn(&node, "", "exit 0")).kill();
+            stop.store(true, Ordering::Relaxed);
+        });
+
+        // What was flushed is there, whole, and not more than there was.
+        let left = agent.sums().original.0;
+        let counted = node.counted().original.0;
+        assert!(left > calm && left <= counted - lost_before, "{calm} {left} {counted} {lost_before}");
+        agent = Agent::start(&node, "");
+        // The agent was not there for this: what it is told of next is all that comes from here on.
+        lost_before = counted - left;
+    }
+    traffic.send(0..FLOWS, 50);
+    let wanted = node.counted().original.0 - lost_before;
+    until("all that came after the last kill is told", || (agent.sums().original.0 == wanted).then_some(()));
+    let (status, log) = agent.stop();
+    assert!(status.success(), "{log}");
+    // Nothing torn is left in any file, also not behind the last newline.
+    let log = fs::read(node.log_dir().join("flows.log")).unwrap();
+    assert_eq!(log.last(), Some(&b'\n'));
+    lines(std::str::from_utf8(&log).unwrap());
+}
+
+fn size(node: &Node) -> u64 {
+    fs::metadata(node.log_dir().join("flows.log")).map_or(0, |file| file.len())
+}
+
+#[test]
+fn stopped_and_started_under_load_nothing_is_lost_and_nothing_told_twice() {
+    let Some(node) = Node::make("the agent that is stopped under traffic") else { return };
+    let traffic = Traffic::new(&node);
+    let mut agent = Agent::start(&node, "");
+    // All begin while the agent looks; what begins in a pause is a baseline only.
+    traffic.send(0..FLOWS, 50);
+    let begun = node.counted();
+    agent.wrote(begun);
+    let (stop, rounds) = (AtomicBool::new(false), AtomicU32::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| load(&traffic, &stop, &rounds, 20_000));
+        for _ in 0..3 {
+            let before = rounds.load(Ordering::Relaxed);
+            until("traffic", || (rounds.load(Ordering::Relaxed) > before + 20).then_some(()));
+            let (status, log) = std::mem::replace(&mut agent, Agent::spawn(&node, "", "exit 0")).stop();
+            assert!(status.success() && log.contains("checkpoint written"), "{log}");
+            agent = Agent::start(&node, "");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    agent.wrote(node.counted());
+    let (status, log) = agent.stop();
+    assert!(status.success(), "{log}");
+    assert_eq!(node::sums(&node.log_dir()), node.counted());
+}
+
+#[test]
+fn a_full_disk_is_waited_for_and_what_came_meanwhile_is_written_then() {
+    let Some(node) = Node::make("the agent on a full disk") else { return };
+    let traffic = Traffic::new(&node);
+    let dir = node.log_dir();
+    fs::create_dir(&dir).unwrap();
+    let shell = format!(
+        "exec unshare --mount --propagation private sh -ec 'mount -t tmpfs -o size=1500k none {}; exec \"$@\"' sh \"$@\"",
+        dir.display()
+    );
+    let mut agent = Agent::start_with(&node, "", &shell);
+    // Its mounts are not ours.
+    agent.dir = format!("/proc/{}/root{}", agent.pid(), dir.display()).into();
+    traffic.send(0..100, 50);
+    agent.wrote(node.counted());
+
+    let filler = agent.dir.join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+    drop(file);
+    traffic.send(0..100, 1000);
+    agent.told("the flow log cannot be written");
+    traffic.send(100..200, 1000);
+    assert!(health(&node, "readiness").contains("file cannot be written"));
+    // Nothing torn lies there while it lasts.
+    let whole = fs::read(agent.dir.join("flows.log")).unwrap();
+    assert_eq!(whole.last(), Some(&b'\n'));
+    fs::remove_file(&filler).unwrap();
+    agent.told("the flow log is written again");
+    agent.wrote(node.counted());
+    assert!(metric(&node, "flowlogd_sink_faults_total").parse::<u64>().unwrap() >= 1);
+    assert_eq!(metric(&node, "flowlogd_sink_dropped_records_total"), "0");
+    assert!(agent.stop().0.success());
+}
+
+#[test]
+fn whatever_others_do_to_directory_and_file_the_next_line_finds_its_place() {
+    let Some(node) = Node::make("the agent whose files others remove") else { return };
+    let traffic = Traffic::new(&node);
+    let (dir, aside) = (node.log_dir(), node.folder.path().join("aside"));
+    let (log, precious) = (dir.join("flows.log"), node.folder.path().join("precious"));
+    fs::write(&precious, "precious").unwrap();
+    let mut agent = Agent::start(&node, "");
+    traffic.send(0..60, 50);
+    agent.wrote(node.counted());
+    // All is told at each fault: what it takes away is known, and the sum of what comes after it is exact.
+    let mut taken = (0, 0);
+    let faults: [(&str, &dyn Fn()); 5] = [
+        ("directory renamed, another in its place", &|| {
+            fs::rename(&dir, &aside).unwrap();
+            fs::create_dir(&dir).unwrap();
+        }),
+        ("directory removed", &|| fs::remove_dir_all(&dir).unwrap()),
+        ("file deleted", &|| fs::remove_file(&log).unwrap()),
+        ("file truncated", &|| fs::File::options().write(true).open(&log).unwrap().set_len(0).unwrap()),
+        ("symbolic link in its place", &|| {
+            fs::remove_file(&log).unwrap();
+            std::os::unix::fs::symlink(&precious, &log).unwrap();
+        }),
+    ];
+    for (what, fault) in faults {
+        let gone = agent.sums().original;
+        taken = (taken.0 + gone.0, taken.1 + gone.1);
+        fault();
+        traffic.send(0..60, 50);
+        if what.contains("link") {
+            // It is not followed; it is told, and waited for.
+            agent.told("symbolic link");
+            fs::remove_file(&log).unwrap();
+        }
+        let counted = node.counted();
+        let original = (counted.original.0 - taken.0, counted.original.1 - taken.1);
+        agent.wrote(Sums { original, ..counted });
+        assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o7777, 0o600, "{what}");
+    }
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+    assert!(agent.stop().0.success());
+}
+
+#[test]
+fn accounting_that_others_switch_off_is_told_and_not_fought_over() {
+    let Some(node) = Node::make("the agent whose sysctl others set") else { return };
+    let traffic = Traffic::new(&node);
+    let mut agent = Agent::start(&node, "");
+    traffic.send(0..10, 50);
+    let counted = node.counted();
+    agent.wrote(counted);
+    assert_eq!(metric(&node, "flowlogd_conntrack_accounting_off"), "0");
+
+    node.set("net/netfilter/nf_conntrack_acct", "0");
+    agent.told("nf_conntrack_acct was set to 0");
+    until("unready", || health(&node, "readiness").contains("nf_conntrack_acct is 0").then_some(()));
+    assert_eq!(metric(&node, "flowlogd_conntrack_accounting_off"), "1");
+    // These count nothing; those that began before count on.
+    traffic.send(10..20, 50);
+    traffic.send(0..10, 50);
+    let still = Sums { original: (counted.original.0 * 2, counted.original.1 * 2), ..counted };
+    agent.wrote(still);
+    assert_eq!(
+        node.enter(|| fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_acct")).unwrap(),
+        "0\n"
+    );
+
+    node.set("net/netfilter/nf_conntrack_acct", "1");
+    agent.told("nf_conntrack_acct is 1 again");
+    traffic.send(20..30, 50);
+    agent.wrote(node.counted());
+    until("ready", || (!health(&node, "readiness").contains("nf_conntrack_acct is 0")).then_some(()));
+    assert!(agent.stop().0.success());
+}
+
+#[test]
+fn a_thousand_namespaces_beside_it_cost_the_agent_nothing() {
+    let Some(node) = Node::make("the agent beside a thousand namespaces") else { return };
+    let name = &node.name;
+    // A thousand of them without a process each: one that holds their files open.
+    let made = node.enter(|| {
+        (0..1000)
+            .map(|_| {
+                thread::spawn(|| {
+                    #[expect(
+                        deprecated,
+                        reason = "the other one is unsafe for the sake of files, which stay shared"
+                    )]
+                    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
+                    fs::File::open("/proc/thread-self/ns/net").unwrap()
+                })
+                .join()
+                .unwrap()
+            })
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(made.len(), 1000);
+    let traffic = Traffic::new(&node);
+    let mut agent = Agent::start(&node, "");
+    traffic.send(0..100, 50);
+    agent.wrote(node.counted());
+    let peak = node::peak_bytes(agent.pid());
+    assert!(peak < 100 << 20, "{peak} bytes in {name}");
+    let open = fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count();
+    assert!(open < 100, "{open} open files");
+    assert!(agent.stop().0.success());
+}
+
+/// The answer of a port of the agent, headers and all.
+fn get(node: &Node, port: u16, path: &str) -> String {
+    node.enter(|| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        write!(stream, "GET /{path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    })
+}
+
+fn health(node: &Node, path: &str) -> String {
+    get(node, 9097, path)
+}
+
+/// The value of the metric of this name (with its labels, if it has some).
+fn metric(node: &Node, name: &str) -> String {
+    let answer = get(node, 9091, "metrics");
+    let value = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name}:\n{answer}")).to_owned()
+}
+
+/// Of this action, in all that was written.
+fn told(node: &Node, action: &str) -> Sums {
+    sums_of(&lines(&text(&node.log_dir())), action)
+}
