@@ -248,11 +248,18 @@ impl<'a> Kubernetes<'a> {
 
 struct Agent {
     folder: PathBuf,
-    _process: Running,
+    process: Running,
 }
 
 impl Agent {
     fn start(folder: &Path) -> Self {
+        let agent = Self::start_alone(folder);
+        agent.logged("the cluster is known");
+        agent
+    }
+
+    /// Whether or not there is an API server.
+    fn start_alone(folder: &Path) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flowlogd"));
         command.args(["run", "--node", "n1", "--source", "netlink", "--log-level", "debug"]);
         command.arg("--kubeconfig").arg(folder.join("kubeconfig"));
@@ -265,11 +272,18 @@ impl Agent {
         }
         let agent = Self {
             folder: folder.to_owned(),
-            _process: Running::start(&mut command, &folder.join("agent.log")),
+            process: Running::start(&mut command, &folder.join("agent.log")),
         };
-        agent.logged("the cluster is known");
         agent.logged("flowlogd observes this node");
         agent
+    }
+
+    /// As a kubelet asks it, to its end.
+    fn stop(&mut self) {
+        let Running(child) = &mut self.process;
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM)
+            .unwrap();
+        assert!(child.wait().unwrap().success());
     }
 
     fn log(&self) -> String {
@@ -290,12 +304,16 @@ impl Agent {
 
 /// A connection from the client's pod and back, and the first line that tells of it.
 fn talk(node: &Node, agent: &Agent, reporter: &str, to: &str, port: u16) -> Value {
+    let from = exchange(node, to, port);
+    until("a line of the connection", || agent.lines(reporter, from).into_iter().next())
+}
+
+/// A connection from the client's pod and back; its port.
+fn exchange(node: &Node, to: &str, port: u16) -> u16 {
     let mut stream = node.connect(to, port);
     stream.write_all(b"x").unwrap();
     stream.read_exact(&mut [0]).unwrap();
-    let from = stream.local_addr().unwrap().port();
-    drop(stream);
-    until("a line of the connection", || agent.lines(reporter, from).into_iter().next())
+    stream.local_addr().unwrap().port()
 }
 
 fn has_label(line: &Value, side: &str, label: &str) -> bool {
@@ -418,6 +436,47 @@ fn story(node: &Node, assets: PathBuf, folder: &Path) {
         let name = (line["source_name_aggr"].to_string(), line["dest_name"].to_string());
         assert_eq!(names.entry(key).or_insert_with(|| name.clone()), &name, "{line}");
     }
+    drop(agent);
+    before_anything_is_known(node, &kubernetes, folder);
+}
+
+fn before_anything_is_known(node: &Node, kubernetes: &Kubernetes<'_>, folder: &Path) {
+    // It answers nobody, and again soon after it may: starting it anew may take longer than flows are held.
+    let server = |signal| {
+        let Running(child) = kubernetes.server.as_ref().unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+    };
+    let start = |name: &str| {
+        server(rustix::process::Signal::STOP);
+        let own = folder.join(name);
+        fs::create_dir(&own).unwrap();
+        fs::copy(folder.join("kubeconfig"), own.join("kubeconfig")).unwrap();
+        Agent::start_alone(&own)
+    };
+    // What is seen before the cluster is known is held, and named as what it was.
+    let agent = start("held");
+    let from = exchange(node, SERVER, 8080);
+    assert!(agent.lines("src", from).is_empty());
+    server(rustix::process::Signal::CONT);
+    let line = until("the line that was held", || agent.lines("dst", from).into_iter().next());
+    assert_eq!((&line["dest_name"], &line["source_type"]), (&json!("server-c"), &json!("net")), "{line}");
+    assert!(agent.lines("src", from).is_empty(), "it was told by its addresses first");
+    drop(agent);
+
+    // What cannot be held any longer names nobody.
+    let mut agent = start("stopped");
+    let from = exchange(node, SERVER, 8080);
+    agent.stop();
+    let lines = agent.lines("src", from);
+    assert_eq!(lines.len(), 1);
+    for end in ["source", "dest"] {
+        let field = |name: &str| &lines[0][format!("{end}_{name}")];
+        assert_eq!(
+            (field("type"), field("name"), field("namespace")),
+            (&json!("net"), &json!("-"), &json!("-"))
+        );
+    }
+    assert!(lines[0]["policies"].is_null() && agent.log().contains("by address only"), "{}", lines[0]);
 }
 
 fn record(node: &Node, kubernetes: &Kubernetes<'_>, folder: &Path) {
