@@ -95,6 +95,47 @@ fn config_shows_every_value_and_its_layer() {
 }
 
 #[test]
+fn config_shows_the_clusters_layers_and_says_when_they_are_not_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = dir.path().join("configuration.yaml");
+    std::fs::write(
+        &manifest,
+        "apiVersion: crd.projectcalico.org/v1\nkind: FelixConfiguration\nmetadata: {name: default}\n\
+         spec: {flowLogsFlushInterval: 20s, flowLogsFileMaxFiles: 3}\n---\n\
+         apiVersion: flowlogd.dev/v1\nkind: FlowLogConfiguration\nmetadata: {name: node.n1}\n\
+         spec: {flowLogsFlushInterval: 48h, flowLogsFileMaxFiles: 4}\n",
+    )
+    .unwrap();
+    let ended = end(flowlogd().args(["config", "--node", "n1", "--cluster"]).arg(&manifest));
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let row = |field: &str| ended.stdout.lines().find(|line| line.starts_with(field)).unwrap();
+    assert!(row("flowLogsFlushInterval").contains("20s"), "a bad value leaves the lower layer's");
+    assert!(row("flowLogsFlushInterval").contains("FelixConfiguration default"));
+    assert!(
+        row("flowLogsFileMaxFiles ").contains("FlowLogConfiguration node"),
+        "{}",
+        row("flowLogsFileMaxFiles ")
+    );
+    assert!(ended.stderr.contains("\"48h\" is not allowed"), "{}", ended.stderr);
+
+    let kubeconfig = dir.path().join("kubeconfig");
+    std::fs::write(
+        &kubeconfig,
+        "apiVersion: v1\nkind: Config\ncurrent-context: x\n\
+         clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]\n\
+         users: [{name: u, user: {}}]\ncontexts: [{name: x, context: {cluster: c, user: u}}]\n",
+    )
+    .unwrap();
+    let ended = end(flowlogd().args(["config", "--kubeconfig"]).arg(&kubeconfig));
+    assert_eq!(ended.code, 69, "{}", ended.stderr);
+    assert!(
+        ended.stdout.contains("flowLogsFlushInterval") && ended.stderr.contains("not known"),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[test]
 fn a_bad_value_at_the_start_is_64_and_says_where_and_what() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.yaml");

@@ -19,7 +19,7 @@ use crate::config::{
     ACCEPTED, Condition, FELIX_ACCEPTED, Field, Layer, Owner, Resource, ResourceRef, accepted, in_force,
 };
 use crate::telemetry::Metrics;
-use crate::watch::{self, CONFIGURATION, Link, Told};
+use crate::watch::{self, CONFIGURATION, Link, Phase, Told};
 
 use super::Tasks;
 use super::configuration::{Reload, Shared, locked};
@@ -70,6 +70,11 @@ pub(super) fn follow(
     when_known
 }
 
+/// Each kind is told whole, or not served.
+fn is_known(status: &watch::Status) -> bool {
+    status.kinds.iter().all(|kind| matches!(kind.phase(), Phase::Synced | Phase::NotServed))
+}
+
 struct Followed {
     shared: Shared,
     link: Link,
@@ -92,7 +97,7 @@ impl Followed {
                 },
                 _ = tick.tick() => {
                     // The phase is set after its objects were told; they may wait in the channel still.
-                    if raw.status.is_synced() && raw.told.is_empty() && let Some(known) = known.take() {
+                    if is_known(&raw.status) && raw.told.is_empty() && let Some(known) = known.take() {
                         let _ = known.send(()); // who waited may have lost patience
                     }
                     self.report().await;

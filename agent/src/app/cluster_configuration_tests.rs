@@ -13,6 +13,7 @@ fn object(owner: Owner, name: &str, generation: i64, spec: Value, conditions: Va
 
 fn wanted(objects: Vec<Resource>, layer: Layer) -> Wanted {
     let (mut reload, _) = Reload::new(Layers::new("n1", vec![]), Arc::default());
+    reload.begin();
     for object in objects {
         reload.apply(object);
     }

@@ -54,6 +54,8 @@ pub(super) struct Reload {
     publish: watch::Sender<Arc<Resolved>>,
     told: BTreeSet<String>,
     waiting: Vec<&'static Field>,
+    /// Before it everything acts at once.
+    begun: bool,
     metrics: Arc<Metrics>,
 }
 
@@ -62,8 +64,15 @@ impl Reload {
         let (resolved, _) = layers.resolve();
         let started = resolved.config.clone();
         let (publish, published) = watch::channel(Arc::new(resolved));
-        let mut reload =
-            Self { layers, started, publish, told: BTreeSet::new(), waiting: Vec::new(), metrics };
+        let mut reload = Self {
+            layers,
+            started,
+            publish,
+            told: BTreeSet::new(),
+            waiting: Vec::new(),
+            begun: false,
+            metrics,
+        };
         reload.settle();
         (reload, Configuration(published))
     }
@@ -72,6 +81,8 @@ impl Reload {
     pub(super) fn begin(&mut self) {
         self.started = self.publish.borrow().config.clone();
         self.waiting.clear();
+        self.metrics.configuration_waiting.set(0);
+        self.begun = true;
     }
 
     pub(super) fn apply(&mut self, resource: Resource) {
@@ -131,7 +142,7 @@ impl Reload {
             present.insert(text);
         }
         self.told = present;
-        let waiting = resolved.waiting_for_restart(&self.started);
+        let waiting = if self.begun { resolved.waiting_for_restart(&self.started) } else { Vec::new() };
         for field in &waiting {
             if !self.waiting.iter().any(|known| known.name == field.name) {
                 warn!(
@@ -146,7 +157,7 @@ impl Reload {
         self.metrics.configuration_waiting.set(self.waiting.len() as u64);
         let before = self.publish.borrow().clone();
         if before.config != resolved.config {
-            for field in FIELDS.iter().filter(|field| field.change == Change::Live) {
+            for field in FIELDS.iter().filter(|field| self.begun && field.change == Change::Live) {
                 let (old, new) = (field.value(&before.config), field.value(&resolved.config));
                 if old != new {
                     let layer = resolved.origin(field.name).map_or("", |origin| origin.layer.name());

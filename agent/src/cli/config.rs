@@ -1,14 +1,20 @@
 //! `flowlogd config`: every configuration value and the layer that set it.
 //!
-//! In: the resolved configuration. Out: a table on stdout, or with `--json` one JSON array.
+//! In: the layers of file, environment and flags, to which those of the cluster are added (manifests, or what the API
+//! server has now). Out: a table on stdout, or with `--json` one JSON array; 69 if the API server does not answer.
 //! Not here: where values come from (`crate::config`).
 
 use std::io::Write;
 
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
+use tracing::warn;
 
-use crate::config::{Resolved, show_plain};
+use crate::config::{Layers, Resolved, show_plain};
+use crate::watch::{self, ConnectError};
+
+use super::{Exit, Failure, Global};
 
 /// Show every configuration value and which layer set it.
 #[derive(Args, Clone, Debug)]
@@ -18,10 +24,47 @@ pub struct ConfigArgs {
     pub json: bool,
 }
 
-pub fn run(resolved: &Resolved, args: &ConfigArgs) -> anyhow::Result<u8> {
-    let text = if args.json { json_text(resolved)? } else { table(resolved) };
+pub fn run(global: &Global, mut layers: Layers, args: &ConfigArgs) -> anyhow::Result<u8> {
+    let exit = add_cluster(global, &mut layers)?;
+    let (resolved, bad) = layers.resolve();
+    for bad in bad {
+        warn!(layer = bad.layer.name(), "{bad}: the lower layers' value holds");
+    }
+    let text = if args.json { json_text(&resolved)? } else { table(&resolved) };
     super::print(text.as_bytes())?;
-    Ok(super::Exit::Ok.code())
+    Ok(exit.code())
+}
+
+/// The layers of manifests, or of the API server where there is one. If it does not answer, what is known is shown
+/// still, and the exit code says that it is not all.
+fn add_cluster(global: &Global, layers: &mut Layers) -> anyhow::Result<Exit> {
+    let resources = if !global.cluster.is_empty() {
+        let manifests = watch::load(&global.cluster, true)
+            .map_err(|error| Failure::new(super::exit::of_manifests(&error), error))?;
+        manifests.configuration
+    } else if let Some(server) = watch::locate(global.kubeconfig.as_deref()) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime that asks the API server")?;
+        let asked = runtime.block_on(async {
+            let client = watch::connect(&server).await?;
+            Ok::<_, ConnectError>(watch::configuration(&client, &global.node_name()).await)
+        });
+        match asked.map_err(|error| Failure::new(super::exit::of_server(&error), error))? {
+            Ok(resources) => resources,
+            Err(error) => {
+                warn!(%server, %error, "the cluster's layers are not known: what is shown lacks them");
+                return Ok(Exit::Unavailable);
+            }
+        }
+    } else {
+        Vec::new()
+    };
+    for resource in resources {
+        layers.apply(resource);
+    }
+    Ok(Exit::Ok)
 }
 
 fn json_text(resolved: &Resolved) -> anyhow::Result<String> {
