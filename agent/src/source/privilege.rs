@@ -21,7 +21,21 @@ pub const KEPT: CapabilitySet = CapabilitySet::BPF
     .union(CapabilitySet::NET_RAW)
     .union(CapabilitySet::SYSLOG);
 
-/// Keeps of what is permitted only [`KEPT`], and makes none of it effective. Once, before any other thread.
+/// Debian's kernels ask for CAP_SYS_ADMIN in perf_event_open(2), and so for kprobes, above this level.
+const PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
+const STRICT: i32 = 2;
+
+/// Does this kernel ask for more than CAP_PERFMON before it lets a kprobe be attached?
+pub fn kprobes_need_sys_admin() -> bool {
+    let level = std::fs::read_to_string(PARANOID).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    level.is_some_and(|level| level > STRICT)
+}
+
+fn kept() -> CapabilitySet {
+    if kprobes_need_sys_admin() { KEPT | CapabilitySet::SYS_ADMIN } else { KEPT }
+}
+
+/// Keeps of what is permitted only [`KEPT`] (and CAP_SYS_ADMIN where kprobes need it), and makes none of it effective. Once, before any other thread.
 ///
 /// # Errors
 /// The kernel refuses; then everything is as it was.
@@ -37,7 +51,7 @@ pub fn confine() -> io::Result<()> {
 fn confined(before: CapabilitySets) -> CapabilitySets {
     CapabilitySets {
         effective: CapabilitySet::empty(),
-        permitted: before.permitted & KEPT,
+        permitted: before.permitted & kept(),
         inheritable: CapabilitySet::empty(),
     }
 }
@@ -80,7 +94,7 @@ mod tests {
         on_a_thread(|| {
             let start = capabilities(None).unwrap();
             confine().unwrap();
-            let kept = start.permitted & KEPT;
+            let kept = start.permitted & kept();
             let now = || capabilities(None).unwrap();
             let none = CapabilitySet::empty();
             assert_eq!((now().permitted, now().effective, now().inheritable), (kept, none, none));

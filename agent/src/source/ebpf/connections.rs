@@ -264,7 +264,12 @@ impl EbpfSource {
                 // It may have come with a module that was loaded just now.
                 attached = probe.attach(function, 0).map(|_| ());
                 if let Err(error) = &attached {
-                    return Err(OpenError::NoKprobes(format!("{function}: {}", load::chain(error))));
+                    let why = format!("{function}: {}", load::chain(error));
+                    return Err(if privilege::kprobes_need_sys_admin() {
+                        OpenError::KprobesDenied(why)
+                    } else {
+                        OpenError::NoKprobes(why)
+                    });
                 }
             }
             match attached {

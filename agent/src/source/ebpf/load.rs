@@ -32,6 +32,10 @@ pub enum OpenError {
     )]
     NoKprobes(String),
     #[error(
+        "the kernel refuses kprobes: {0}; kernel.perf_event_paranoid is above 2 (Debian's default), so that they need CAP_SYS_ADMIN: set it to 2 on the node (kprobes then need CAP_PERFMON alone), give the agent CAP_SYS_ADMIN, or use --source netlink"
+    )]
+    KprobesDenied(String),
+    #[error(
         "the kernel cannot run a program on request (BPF_PROG_TEST_RUN of raw tracepoints, 5.10 or later): {0}; use --source netlink on this node"
     )]
     NoTestRun(String),
