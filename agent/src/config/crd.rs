@@ -153,7 +153,11 @@ fn type_schema(field: &Field) -> Value {
         }
         (Kind::FileMode, _) => json!({
             "x-kubernetes-int-or-string": true,
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            // The form that structural schemas ask for; and between 0400 and 0577 the owner may not write.
+            "allOf": [
+                {"anyOf": [{"type": "integer"}, {"type": "string"}]},
+                {"anyOf": [{"maximum": 0o377}, {"minimum": 0o600}]},
+            ],
             "pattern": FILE_MODE, "minimum": 0o200, "maximum": 0o777,
         }),
         (Kind::List, _) => json!({
@@ -276,6 +280,7 @@ mod tests {
             ("flowLogsFileMode", json!("0999")),
             ("flowLogsFileMode", json!("0400")),
             ("flowLogsFileMode", json!(64)),
+            ("flowLogsFileMode", json!(0o440)),
             ("flowLogsFileDirectory", json!("")),
             ("flowLogsPolicyScope", json!("AllPolicies")),
             ("flowLogsFileFormat", json!("XML")),
