@@ -469,6 +469,42 @@ fn churn_is_bounded_and_what_finds_no_room_is_counted() {
 }
 
 #[test]
+fn the_daemon_switches_them_as_its_configuration_file_says() {
+    let Some(node) = Node::make() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (file, log) = (folder.path().join("config.yaml"), folder.path().join("log"));
+    let write = |on: bool| {
+        let text = format!("flowLogsCollectProcessInfo: {on}\nflowLogsCollectTcpStats: {on}\n");
+        fs::write(&file, text).unwrap();
+    };
+    write(false);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flowlogd"));
+    command.args(["run", "--source", "netlink", "--output", "stdout", "--log-level", "info"]);
+    command.args(["--set", "flowLogsFlushInterval=300ms", "--config"]).arg(&file);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
+    let agent = Process(node.enter('n', || command.spawn().unwrap()));
+    let wait = |text: &str, times: usize| {
+        let until = Instant::now() + PATIENCE;
+        while fs::read_to_string(&log).unwrap().matches(text).count() < times {
+            assert!(
+                Instant::now() < until,
+                "not {times} times {text:?}: {}",
+                fs::read_to_string(&log).unwrap()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    wait("observes this node", 1);
+    for times in [1, 2] {
+        write(true);
+        wait("switched on", 2 * times);
+        write(false);
+        wait("switched off", 2 * times);
+    }
+    drop(agent);
+}
+
+#[test]
 fn collectors_come_and_go_while_the_agent_runs() {
     let Some(node) = Node::make() else { return };
     let s4 = node.server[0].as_str();

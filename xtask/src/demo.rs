@@ -36,6 +36,9 @@ pub struct Arguments {
     /// The agent's source of connections.
     #[arg(long, default_value = "auto", value_parser = ["auto", "ebpf", "netlink"])]
     source: String,
+    /// Processes and TCP statistics too: the sums must stay the same, and each TCP line must have both.
+    #[arg(long)]
+    collect: bool,
 }
 
 const FOLDER: &str = "flowlogd-demo-";
@@ -69,7 +72,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let replaced = seconds_now()? + i64::try_from(UNTIL_REPLACED.as_secs())?;
     let manifests = folder.path().join("cluster.json");
     cluster::write(&manifests, replaced)?;
-    let agent = Agent::start(&node.namespace, &binary, folder.path(), &manifests, &arguments.source)?;
+    let agent = Agent::start(&node.namespace, &binary, folder.path(), &manifests, arguments)?;
     progress(&format!("flowlogd observes: source {}, drops {}", agent.source, agent.drops));
 
     drive(&node, pods, replaced, &flows, &progress)?;
@@ -108,8 +111,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let (text, unseen) = kinds::show(&lines, sees_drops);
     println!("{text}");
     let lost: u64 = lines.iter().map(|line| line.lost).sum();
+    let unnamed = if arguments.collect { show_sockets(&lines) } else { 0 };
 
-    let good = unequal == 0 && unseen == 0 && lost == 0;
+    let good = unequal == 0 && unseen == 0 && lost == 0 && unnamed == 0;
     println!(
         "{}: source {source}, drops {drops}: {} of {} sums are the kernel's, {unseen} kinds of traffic not seen, {lost} events lost, {:.0} s",
         if good { "PASS" } else { "FAILED" },
@@ -126,6 +130,24 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let _ = folder.keep();
     println!("{}", flows.display());
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Both ends of every connection are this program's threads. Gives how many TCP lines do not say so.
+fn show_sockets(lines: &[lines::Line]) -> usize {
+    let is_tcp = |line: &&lines::Line| line.proto == "tcp" && line.action == "allow" && line.started > 0;
+    let (named, unnamed): (Vec<_>, Vec<_>) = lines.iter().filter(is_tcp).partition(|line| {
+        let is_answered = line.counts.iter().all(|count| count.packets > 0);
+        line.process != "-" && (line.round_trip > 0 || !is_answered)
+    });
+    for line in &unnamed {
+        println!("no process or no round trip: {line:?}");
+    }
+    println!(
+        "{} of {} TCP lines tell a process and, where there was an answer, a round trip\n",
+        named.len(),
+        named.len() + unnamed.len()
+    );
+    unnamed.len()
 }
 
 struct Pods {

@@ -8,6 +8,7 @@
 
 mod cluster;
 mod pipeline;
+mod policy;
 mod wire;
 mod world;
 

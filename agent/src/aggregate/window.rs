@@ -282,8 +282,13 @@ impl Window {
         }
     }
 
-    /// Closes the window at `end`; the next one begins there.
-    pub fn flush(&mut self, end: Timestamp, lost_events: u64) -> (FlowLogs, WindowStats) {
+    /// Closes the window at `end`; the next one begins there. `counted` sees every line, before rules leave some out.
+    pub fn flush(
+        &mut self,
+        end: Timestamp,
+        lost_events: u64,
+        counted: impl FnMut(&FlowLog),
+    ) -> (FlowLogs, WindowStats) {
         let not_remembered = std::mem::take(&mut self.not_remembered);
         let overflowed = std::mem::take(&mut self.overflowed);
         let mut stats = WindowStats { not_remembered, overflowed, ..WindowStats::default() };
@@ -321,6 +326,7 @@ impl Window {
             record.shares = shares;
         }
         stats.process_values_refused = std::mem::take(&mut self.processes).refused;
+        lines.iter().for_each(counted);
         let filters = &self.settings.filters;
         if !filters.is_empty() {
             stats.filtered_by_rule = vec![Default::default(); filters.0.len()];

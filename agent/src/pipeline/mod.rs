@@ -10,6 +10,7 @@ mod ends;
 mod fold;
 mod judge;
 mod limits;
+mod policy_use;
 mod preview;
 mod stats;
 mod trusted;
@@ -32,13 +33,14 @@ use crate::model::{
     Addresses, CheckpointEntry, ConnectionEvent, ConnectionRecord, Counters, Directional, DropRecord,
     Evaluation, FiveTuple, FlowLogs, KnownDomain, Observation, Timestamp, Trace,
 };
-use crate::policy::Evaluator;
+use crate::policy::{Evaluator, ir::PolicyId};
 use crate::snapshot::Snapshot;
 
 pub use dns_log::{DnsLogSettings, DnsWindow};
 use ends::PlainAddresses;
 use fold::{Fold, both_known, refresh_denied_labels, refresh_labels};
 pub use limits::Limits;
+pub use policy_use::{PolicyUse, RuleUse, SelectedBy, UsedRule};
 pub use preview::{PreviewEvent, Previewer};
 pub use stats::Stats;
 use stats::count_by_name;
@@ -71,6 +73,8 @@ pub struct Pipeline {
     trusted: Trusted,
     baselines: HashMap<ConnectionKey, Directional, RandomState>,
     evaluator: Evaluator,
+    /// The evaluator's generation at which the selected endpoints were counted.
+    selected_at: u64,
     window: Window,
     next_settings: Option<Settings>,
     plain: PlainAddresses,
@@ -127,6 +131,7 @@ impl Pipeline {
             trusted,
             baselines: HashMap::default(),
             evaluator: Evaluator::default(),
+            selected_at: 0,
             window: Window::new(settings, start, limits.records),
             next_settings: None,
             plain: PlainAddresses::new(),
@@ -421,6 +426,28 @@ impl Pipeline {
         self.unconfirmed.push((DeniedKey { tuple, icmp_id: key.icmp_id }, record.original));
     }
 
+    /// How many endpoints of this node each policy selects, where that may have changed.
+    fn count_selected(&mut self, snapshot: &Snapshot) {
+        let generation = self.evaluator.follow(&snapshot.cluster, &snapshot.policies);
+        if std::mem::replace(&mut self.selected_at, generation) == generation {
+            return;
+        }
+        let pods = snapshot.cluster.pods().filter(|pod| !pod.ips.is_empty()).map(|pod| &pod.endpoint);
+        let heps = snapshot.cluster.host_endpoints().map(|hep| &hep.endpoint);
+        let local = pods.chain(heps).filter(|endpoint| snapshot.cluster.is_local(endpoint));
+        let selected = self.evaluator.selected(&snapshot.cluster, &snapshot.policies, local);
+        self.stats.policy_use.selected = selected
+            .into_iter()
+            .map(|(tier, PolicyId { kind, namespace, name }, endpoints)| SelectedBy {
+                tier,
+                kind,
+                namespace,
+                name,
+                endpoints,
+            })
+            .collect();
+    }
+
     fn observe_drop(&mut self, drop: &DropRecord, snapshot: &Snapshot) {
         if !is_filter_reason(&drop.reason) {
             return count_by_name(&mut self.stats.other_drops, &drop.reason, drop.packets);
@@ -529,7 +556,10 @@ impl Pipeline {
         self.domains.expire(now);
         self.stats.domains_forgotten = self.domains.forgotten;
         self.stats.joins = self.joins.stats;
-        let (logs, window) = self.window.flush(now, std::mem::take(&mut self.lost_events));
+        let lost_events = std::mem::take(&mut self.lost_events);
+        let used = &mut self.stats.policy_use;
+        let (logs, window) = self.window.flush(now, lost_events, |log| used.count(log));
+        self.count_selected(snapshot);
         self.stats.filtered_records += window.filtered_records;
         self.stats.filtered += window.filtered;
         let rules = window.filtered_by_rule.len().max(self.stats.filtered_by_rule.len());

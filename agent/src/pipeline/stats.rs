@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::PolicyUse;
 use crate::flow::JoinStats;
 use crate::model::{Counters, Directional};
 
@@ -38,6 +39,8 @@ pub struct Stats {
     /// Evaluations whose outcome cannot be told: a resource that could not be read, a rule that asks for more than a
     /// flow tells.
     pub evaluations_unknown: u64,
+    /// Which rules decided, and what policies select.
+    pub policy_use: PolicyUse,
     /// Records and traffic of the allowed or denied side while it is switched off.
     pub filtered_records: u64,
     pub filtered: Counters,

@@ -98,18 +98,20 @@ pub struct Distribution {
     pub buckets: Vec<(f64, u64)>,
 }
 
-/// Series that a family keeps apart.
+/// Series that a family keeps apart, if it does not say otherwise.
 const MOST_SERIES: usize = 200;
 
-/// Numbers under one name, told apart by `N` labels.
+/// Numbers under one name, told apart by `N` labels, `MOST` of them.
 #[derive(Debug)]
-pub struct Families<const N: usize>(Mutex<HashMap<[Box<str>; N], u64, RandomState>>);
+pub struct Families<const N: usize, const MOST: usize = MOST_SERIES>(
+    Mutex<HashMap<[Box<str>; N], u64, RandomState>>,
+);
 
 pub type Family = Families<1>;
 pub type Family2 = Families<2>;
 pub type Family3 = Families<3>;
 
-impl<const N: usize> Default for Families<N> {
+impl<const N: usize, const MOST: usize> Default for Families<N, MOST> {
     fn default() -> Self {
         Self(Mutex::default())
     }
@@ -125,14 +127,14 @@ impl<const N: usize> Equivalent<[Box<str>; N]> for Labels<'_, N> {
     }
 }
 
-impl<const N: usize> Families<N> {
+impl<const N: usize, const MOST: usize> Families<N, MOST> {
     fn change(&self, labels: [&str; N], change: impl FnOnce(u64) -> u64) {
         let mut series = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(value) = series.get_mut(&Labels(labels)) {
             *value = change(*value);
             return;
         }
-        let labels = if series.len() < MOST_SERIES { labels } else { ["other"; N] };
+        let labels = if series.len() < MOST { labels } else { ["other"; N] };
         let value = series.entry(labels.map(Into::into)).or_default();
         *value = change(*value);
     }
@@ -155,6 +157,11 @@ impl<const N: usize> Families<N> {
     /// For what is gone: a gauge of it would tell of it for ever.
     pub fn remove(&self, labels: [&str; N]) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&Labels(labels));
+    }
+
+    /// Before all of it is told anew.
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     pub fn sum(&self) -> u64 {
@@ -273,7 +280,7 @@ impl Read for Histogram {
     }
 }
 
-impl<const N: usize> Read for Families<N> {
+impl<const N: usize, const MOST: usize> Read for Families<N, MOST> {
     fn series(&self) -> Vec<Series> {
         self.all()
     }

@@ -6,12 +6,16 @@
 //! few values, and a family that meets more of them than it may counts the rest under `other`.
 //! Not here: what a kind of number is (`metric.rs`).
 
-use crate::model::Counters;
-use crate::pipeline::Stats;
+use crate::model::{Counters, Direction, PolicyKind};
+use crate::pipeline::{PolicyUse, RuleUse, Stats, UsedRule};
 use crate::sink::SinkStats;
 use crate::watch::{Phase, Status};
 
-use super::metric::{Counter, Family, Family2, Gauge, Histogram, metrics};
+use super::metric::{Counter, Families, Family, Family2, Gauge, Histogram, metrics};
+
+/// Policy rules that are told apart.
+type RuleFamily = Families<7, 4096>;
+type SelectedFamily = Families<3, 2048>;
 
 metrics! {
     /// Every metric of the agent.
@@ -67,6 +71,16 @@ metrics! {
     live_readers: Gauge(Gauge) = "flowlogd_live_readers";
     /// Lines and events of the live view that readers were too slow for. No line of the file is among them.
     live_lost: Gauge(Counter) = "flowlogd_live_lost_total";
+    /// Packets by the policy rule that decided about them, as Calico's policy metrics name it; a pass counts too.
+    policy_rule_packets: RuleFamily(Counter) = "cnx_policy_rule_packets" ["action", "tier", "namespace", "policy", "rule_index", "rule_direction", "traffic_direction"];
+    /// Bytes of them.
+    policy_rule_bytes: RuleFamily(Counter) = "cnx_policy_rule_bytes" ["action", "tier", "namespace", "policy", "rule_index", "rule_direction", "traffic_direction"];
+    /// Connections by the policy rule that decided about them when they began.
+    policy_rule_connections: RuleFamily(Counter) = "cnx_policy_rule_connections" ["action", "tier", "namespace", "policy", "rule_index", "rule_direction", "traffic_direction"];
+    /// Endpoints of this node that the policy selects.
+    policy_selected_endpoints: SelectedFamily(Gauge) = "flowlogd_policy_selected_endpoints" ["tier", "namespace", "policy"];
+    /// Evaluations whose outcome cannot be told: an object that could not be read, or a rule that asks for more than a flow tells.
+    policy_evaluations_unknown: Gauge(Counter) = "flowlogd_policy_evaluations_unknown_total";
     /// Windows flushed.
     flushes: Counter(Counter) = "flowlogd_flushes_total";
     /// Time in which a window is closed: from the last counters read to the records made.
@@ -165,6 +179,8 @@ impl Metrics {
         ] {
             self.unjoined.set(what, total);
         }
+        self.policy_evaluations_unknown.set(stats.evaluations_unknown);
+        self.set_policy_use(&stats.policy_use);
         let filtered = |by: &str, records: u64, traffic: Counters| {
             if records > 0 {
                 self.filtered_records.set(by, records);
@@ -211,6 +227,38 @@ impl Metrics {
         self.dns_events.set("name_forgotten", stats.domains_forgotten);
     }
 
+    fn set_policy_use(&self, policy_use: &PolicyUse) {
+        let set = |labels: [&str; 6], used: &RuleUse| {
+            let [action, tier, namespace, policy, rule, direction] = labels;
+            let of = |traffic| [action, tier, namespace, policy, rule, direction, traffic];
+            for (traffic, counters) in [("inbound", used.inbound), ("outbound", used.outbound)] {
+                self.policy_rule_packets.set_to(of(traffic), counters.packets);
+                self.policy_rule_bytes.set_to(of(traffic), counters.bytes);
+            }
+            let traffic = if direction == "egress" { "outbound" } else { "inbound" };
+            self.policy_rule_connections.set_to(of(traffic), used.connections);
+        };
+        for (UsedRule { hit, direction }, used) in policy_use.rules() {
+            let direction = match direction {
+                Direction::Egress => "egress",
+                Direction::Ingress => "ingress",
+            };
+            let policy = policy_label(&hit.tier, hit.kind, &hit.name);
+            let namespace = hit.namespace.as_deref().unwrap_or_default();
+            let rule = hit.rule.to_string();
+            set([hit.action.name(), &hit.tier, namespace, &policy, &rule, direction], used);
+        }
+        if *policy_use.other() != RuleUse::default() {
+            set(["other"; 6], policy_use.other());
+        }
+        self.policy_selected_endpoints.clear();
+        for selected in &policy_use.selected {
+            let policy = policy_label(&selected.tier, selected.kind, &selected.name);
+            let namespace = selected.namespace.as_deref().unwrap_or_default();
+            self.policy_selected_endpoints.add_to([&selected.tier, namespace, &policy], selected.endpoints);
+        }
+    }
+
     /// Takes over what the file sink counts itself.
     pub fn set_sink(&self, stats: &SinkStats) {
         self.sink_written_windows.set(stats.written_windows);
@@ -228,6 +276,19 @@ impl Metrics {
     }
 }
 
+/// The policy as Calico's metrics and flow logs name it, without its namespace.
+fn policy_label(tier: &str, kind: PolicyKind, name: &str) -> String {
+    let staged = if kind.is_staged() { "staged:" } else { "" };
+    let tier = match kind {
+        PolicyKind::KubernetesNetworkPolicy | PolicyKind::StagedKubernetesNetworkPolicy => "knp.default",
+        _ if name.strip_prefix(tier).is_some_and(|rest| rest.starts_with('.')) => {
+            return format!("{staged}{name}");
+        }
+        _ => tier,
+    };
+    format!("{staged}{tier}.{name}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,6 +299,10 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         for description in Metrics::DESCRIPTIONS {
             assert!(seen.insert(description.name), "{description:?}");
+            // Names that Calico gave do without our conventions.
+            if description.name.starts_with("cnx_policy_") {
+                continue;
+            }
             assert!(description.name.starts_with("flowlogd_"));
             assert_eq!(
                 description.name.ends_with("_total"),

@@ -35,11 +35,16 @@ impl Agent {
         binary: &Path,
         folder: &Path,
         cluster: &Path,
-        source: &str,
+        wished: &super::Arguments,
     ) -> anyhow::Result<Self> {
         let log = folder.join("agent.log");
         let directory = format!("flowLogsFileDirectory={}", folder.display());
         let cluster = cluster.to_str().context("the temporary directory's path is no text")?;
+        let collectors: &[&str] = if wished.collect {
+            &["--set", "flowLogsCollectProcessInfo=true", "--set", "flowLogsCollectTcpStats=true"]
+        } else {
+            &[]
+        };
         let arguments = [
             "run",
             "--node",
@@ -47,13 +52,13 @@ impl Agent {
             "--cluster",
             cluster,
             "--source",
-            source,
+            &wished.source,
             "--set",
             "flowLogsFlushInterval=5s",
             "--set",
             &directory,
-        ]
-        .map(AsRef::as_ref);
+        ];
+        let arguments: Vec<_> = arguments.iter().chain(collectors).map(AsRef::as_ref).collect();
         let process = node.start(
             binary.as_os_str(),
             &arguments,

@@ -32,6 +32,9 @@ pub struct Line {
     pub completed: u64,
     pub lost: u64,
     pub drop_reasons: Vec<String>,
+    pub process: String,
+    /// Mean smoothed, microseconds; 0 where it is not known.
+    pub round_trip: u64,
     pub nat_ports: Vec<u64>,
     /// Addresses of both ends, as far as the line has them.
     pub addresses: Vec<String>,
@@ -85,6 +88,8 @@ fn line_of(line: &Value) -> Option<Line> {
         completed: number("num_flows_completed")?,
         lost: number("lost_events")?,
         drop_reasons: strings("drop_reasons"),
+        process: text("process_name")?,
+        round_trip: number("tcp_mean_smooth_rtt")?,
         nat_ports: list("nat_outgoing_ports").iter().filter_map(Value::as_u64).collect(),
         addresses,
     })
