@@ -266,7 +266,18 @@ fn open(node: &Node, receive_buffer_bytes: usize) -> NetlinkSource {
 /// Sends `up` bytes and reads `down` bytes over TCP, through `to`, from the client to the server's port 8080.
 fn tcp(node: &Node, to: &str, up: usize, down: usize) {
     let any: SocketAddr = if to.contains('[') { "[::]:8080" } else { "0.0.0.0:8080" }.parse().unwrap();
-    let listener = node.enter('s', move || TcpListener::bind(any).unwrap());
+    // The kernel may still be closing the listener of the call before.
+    let end = Instant::now() + Duration::from_secs(10);
+    let listener = node.enter('s', move || {
+        loop {
+            match TcpListener::bind(any) {
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < end => {
+                    thread::yield_now();
+                }
+                bound => break bound.unwrap(),
+            }
+        }
+    });
     let server = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut got = Vec::new();
