@@ -15,6 +15,8 @@ use super::mininode::{Mininode, NODE};
 use crate::deploy::render;
 
 pub const NAMESPACE: &str = "flowlogd";
+/// The static token of the account flowlogd/flowlogd on the mini-node's API server.
+const TOKEN: &str = "agenttoken";
 pub const METRICS_PORT: u16 = 9191;
 
 pub struct Chart {
@@ -44,21 +46,20 @@ impl Chart {
                 {"name": "FLOWLOGD_FLOWLOGSFILEIDLEFLOWS", "value": "Suppress"},
             ],
             "extraVolumeMounts": [{"name": "token", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": true}],
-            "extraVolumes": [{"name": "token", "projected": {"sources": [
-                {"serviceAccountToken": {"path": "token"}},
-                {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-                {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
-            ]}}],
+            "extraVolumes": [{"name": "token", "hostPath": {"path": node.at("account"), "type": "Directory"}}],
         });
         let file = node.at("values.json");
         std::fs::write(&file, values.to_string())?;
-        let authority = std::fs::read_to_string(node.at("ctl/certs/apiserver.crt"))
-            .context("cannot read the API server's certificate")?;
-        let before = json!([
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
-            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-root-ca.crt", "namespace": NAMESPACE}, "data": {"ca.crt": authority}},
-        ]);
-        node.apply(&json!({"apiVersion": "v1", "kind": "List", "items": before}).to_string())?;
+        // The mini-node's kubelet mounts in a namespace of its own, which the runtime does not see: no projected volume is filled there.
+        let account = node.at("account");
+        std::fs::create_dir_all(&account)?;
+        std::fs::copy(node.at("ctl/certs/apiserver.crt"), account.join("ca.crt"))
+            .context("cannot copy the API server's certificate")?;
+        std::fs::write(account.join("token"), TOKEN)?;
+        std::fs::write(account.join("namespace"), NAMESPACE)?;
+        node.apply(
+            &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}).to_string(),
+        )?;
         node.apply(&std::fs::read_to_string(render::root().join(render::CRD))?)?;
         node.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"], None)?;
         let rendered = render::with_values(&file)?;
