@@ -122,6 +122,9 @@ pub fn processes() -> Result<Outcome> {
     let older = Program::start(server, &["httpd", "-f", "-p", "8081", "-h", "/tmp/www"])?;
     wait_listening(server, 8081)?;
     let recorder = Recorder::start("processes", &["flowLogsCollectProcessInfo=true"])?;
+    if recorder.said()?.contains("processes=\"refused\"") {
+        return Ok(Outcome::Skipped("this kernel refuses the programs, and the agent says so".to_owned()));
+    }
     let web = Program::start(server, &["httpd", "-f", "-p", "8080", "-h", "/tmp/www"])?;
     wait_listening(server, 8080)?;
     let mut fetched = Vec::new();
@@ -151,7 +154,8 @@ pub fn processes() -> Result<Outcome> {
     for (at, program) in ends {
         let record = process(&lines, "dst", "tcp", at.parse()?)?;
         ensure!(record["name"] == "httpd", "{record}");
-        if has_probe {
+        // The older server was waiting in accept before the probe was there: its child, which closes, is told.
+        if has_probe && at != "10.77.2.2:8081" {
             ensure!(record["pid"] == program.0.id(), "accepted by {}: {record}", program.0.id());
         }
     }
@@ -229,6 +233,9 @@ pub fn tcp_statistics() -> Result<Outcome> {
         run(&["tc", "qdisc", "add", "dev", "eth0", "root", "netem", "delay", "20ms", "loss", "5%"]).map(drop)
     })?;
     let recorder = Recorder::start("tcp_statistics", &["flowLogsCollectTcpStats=true"])?;
+    if recorder.said()?.contains("tcp=\"refused\"") {
+        return Ok(Outcome::Skipped("this kernel refuses the programs, and the agent says so".to_owned()));
+    }
     let to = SocketAddr::new(node.server().ip(false), 8080);
     let listener = traffic::listen(node.server(), false, 8080)?;
     let connect = |listener: &TcpListener| -> Result<(TcpStream, TcpStream)> {
