@@ -243,7 +243,15 @@ pub fn tcp_statistics() -> Result<Outcome> {
         Ok((near, listener.accept()?.0))
     };
     let (mut near, mut far) = connect(&listener)?;
-    send(&mut near, &mut far, 250_000)?;
+    // Loss is by chance: until something was lost.
+    let near_port = near.local_addr()?.port();
+    for _ in 0..40 {
+        send(&mut near, &mut far, 250_000)?;
+        let so_far = ss(node.client(), &format!("( sport = :{near_port} )"))?;
+        if so_far.get("retransmits").is_some_and(|lost| *lost > 0) {
+            break;
+        }
+    }
     send(&mut far, &mut near, 20_000)?;
 
     // Of another connection nothing comes through any more, and the socket gives up.
@@ -262,7 +270,7 @@ pub fn tcp_statistics() -> Result<Outcome> {
     void.set_read_timeout(Some(Duration::from_secs(30)))?;
     ensure!(void.read(&mut [0; 1]).is_err(), "the connection did not break");
 
-    let port = near.local_addr()?.port();
+    let port = near_port;
     let client = settled(node.client(), &format!("( sport = :{port} )"))?;
     let server = settled(node.server(), &format!("( dport = :{port} )"))?;
     let lines = recorder.stop()?;
