@@ -7,15 +7,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+#[path = "sockets/node.rs"]
+mod node;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt as _;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,215 +26,7 @@ use flowlogd::model::Observation;
 use flowlogd::source::NodeSources;
 use serde_json::Value;
 
-const PROGRAMS: [(&str, &str); 7] = [
-    ("ip", "-V"),
-    ("nft", "-v"),
-    ("curl", "-V"),
-    ("python3", "-V"),
-    ("nc", "-h"),
-    ("iperf3", "-v"),
-    ("dnsmasq", "-v"),
-];
-const PATIENCE: Duration = Duration::from_secs(30);
-
-static NODES: AtomicU32 = AtomicU32::new(0);
-
-fn sh(command: &str) {
-    let out = Command::new("sh").args(["-ec", command]).output().unwrap();
-    assert!(out.status.success(), "{command}\n{}", String::from_utf8_lossy(&out.stderr));
-}
-
-fn missing() -> Option<String> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("run as root".to_owned());
-    }
-    if !fs::exists("/sys/kernel/btf/vmlinux").unwrap_or(false) {
-        return Some("this kernel has no BTF".to_owned());
-    }
-    let there = |(program, flag): &&(&str, &str)| Command::new(program).arg(flag).output().is_ok();
-    let lacking: Vec<_> = PROGRAMS.iter().filter(|program| !there(program)).map(|(name, _)| *name).collect();
-    (!lacking.is_empty()).then(|| format!("cargo xtask test installs {}", lacking.join(", ")))
-}
-
-/// Sockets of all network namespaces are told: each node has addresses of its own.
-struct Node {
-    name: String,
-    client: [String; 2],
-    server: [String; 2],
-    service: String,
-}
-
-impl Node {
-    fn make() -> Option<Self> {
-        if let Some(why) = missing() {
-            eprintln!("SKIPPED processes and TCP statistics on this kernel: {why}");
-            return None;
-        }
-        let number = NODES.fetch_add(1, Ordering::Relaxed);
-        let n = format!("fs{}x{number}", std::process::id());
-        let net = 60 + number;
-        let ends = |end: u8| [format!("10.{net}.{end}.2"), format!("fd00:{net}:{end}::2")];
-        let node =
-            Self { name: n.clone(), client: ends(1), server: ends(2), service: format!("10.{net}.96.10") };
-        let ([c4, c6], [s4, s6], service) = (&node.client, &node.server, &node.service);
-        sh(&format!(
-            "for x in c n s; do ip netns add {n}$x; ip -n {n}$x link set lo up; done
-             ip -n {n}n link add vc type veth peer name v0 netns {n}c
-             ip -n {n}n link add vs type veth peer name v0 netns {n}s
-             ip -n {n}n addr add 10.{net}.1.1/24 dev vc; ip -n {n}n addr add fd00:{net}:1::1/64 dev vc nodad
-             ip -n {n}n addr add 10.{net}.2.1/24 dev vs; ip -n {n}n addr add fd00:{net}:2::1/64 dev vs nodad
-             ip -n {n}c addr add {c4}/24 dev v0; ip -n {n}c addr add {c6}/64 dev v0 nodad
-             ip -n {n}s addr add {s4}/24 dev v0; ip -n {n}s addr add {s6}/64 dev v0 nodad
-             ip -n {n}n link set vc up; ip -n {n}n link set vs up
-             ip -n {n}c link set v0 up; ip -n {n}s link set v0 up
-             ip -n {n}c route add default via 10.{net}.1.1; ip -n {n}c route add default via fd00:{net}:1::1
-             ip -n {n}s route add default via 10.{net}.2.1; ip -n {n}s route add default via fd00:{net}:2::1
-             ip netns exec {n}n nft -f - <<'END'
-table inet t {{
-  chain f {{ type filter hook forward priority 0; policy accept; ct state invalid drop; }}
-  chain d {{ type nat hook prerouting priority -100;
-    ip daddr {service} tcp dport 80 dnat ip to {s4}:8080; ip daddr {service} udp dport 53 dnat ip to {s4}:5353; }}
-}}
-END"
-        ));
-        node.enter('n', || {
-            fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
-            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
-        });
-        Some(node)
-    }
-
-    /// Runs `f` in a thread inside the client's (c), the router's (n) or the server's (s) network namespace.
-    fn enter<T: Send>(&self, place: char, f: impl FnOnce() -> T + Send) -> T {
-        let ns = File::open(format!("/run/netns/{}{place}", self.name)).unwrap();
-        thread::scope(|s| {
-            s.spawn(move || {
-                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-                rustix::thread::move_into_link_name_space(ns.as_fd(), kind).unwrap();
-                f()
-            })
-            .join()
-            .unwrap()
-        })
-    }
-
-    fn start(&self, place: char, program: &str, args: &[&str]) -> Process {
-        let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
-        self.start_raw(place, program, &args)
-    }
-
-    fn start_raw(&self, place: char, program: &str, args: &[&OsStr]) -> Process {
-        let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Process(self.enter(place, || command.spawn().unwrap()))
-    }
-
-    /// Waits until something accepts (TCP) there.
-    fn wait_listening(&self, place: char, to: &str) {
-        let to: SocketAddr = to.parse().unwrap();
-        let until = Instant::now() + PATIENCE;
-        while !self.enter(place, || TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok()) {
-            assert!(Instant::now() < until, "nothing listens on {to}");
-        }
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        for place in ["c", "n", "s"] {
-            let _ = Command::new("ip").args(["netns", "del", &format!("{}{place}", self.name)]).output();
-        }
-    }
-}
-
-struct Process(Child);
-
-impl Process {
-    fn pid(&self) -> u64 {
-        u64::from(self.0.id())
-    }
-
-    /// Waits for its end, which is a success.
-    fn finish(mut self) -> u64 {
-        assert!(self.0.wait().unwrap().success());
-        self.pid()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// `flowlogd record` in the router.
-struct Recording {
-    agent: Child,
-    folder: tempfile::TempDir,
-}
-
-impl Recording {
-    /// With both collectors on; returns when it observes.
-    fn start(node: &Node, more: &[&str], limits: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flowlogd"));
-        command.args(["record", "--source", "netlink", "--log-level", "info", "--output"]);
-        command.arg(folder.path().join("recording.jsonl"));
-        for field in ["flowLogsCollectProcessInfo=true", "flowLogsCollectTcpStats=true"].iter().chain(more) {
-            command.args(["--set", field]);
-        }
-        command.env("FLOWLOGD_TEST_LIMITS", limits).stdin(Stdio::null());
-        command.stderr(File::create(folder.path().join("log")).unwrap());
-        let agent = node.enter('n', || command.spawn().unwrap());
-        let recording = Self { agent, folder };
-        let until = Instant::now() + PATIENCE;
-        while !recording.log().contains("records this node") {
-            assert!(Instant::now() < until, "{}", recording.log());
-            thread::sleep(Duration::from_millis(20));
-        }
-        recording
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("log")).unwrap()
-    }
-
-    /// SIGTERM; its lines.
-    fn stop(mut self) -> Vec<Value> {
-        let pid = rustix::process::Pid::from_child(&self.agent);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        assert!(self.agent.wait().unwrap().success(), "{}", self.log());
-        let text = fs::read_to_string(self.folder.path().join("recording.jsonl")).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-}
-
-impl Drop for Recording {
-    fn drop(&mut self) {
-        let _ = self.agent.kill();
-        let _ = self.agent.wait();
-    }
-}
-
-/// The contents of all lines of a kind whose source is one of this node's addresses.
-fn of_kind<'a>(node: &Node, lines: &'a [Value], kind: &str) -> Vec<&'a Value> {
-    let ours = |ip: &Value| node.client.iter().chain(&node.server).any(|own| ip == own);
-    lines.iter().filter_map(|line| line.get(kind)).filter(|record| ours(&record["src"])).collect()
-}
-
-fn args(record: &Value) -> Vec<&str> {
-    record["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect()
-}
-
-/// The process at one end of what goes to (client's end) or comes from (server's end) an address and port.
-fn at_end<'a>(node: &Node, lines: &'a [Value], end: &str, proto: &str, ip: &str, port: u16) -> &'a Value {
-    let (address, number) = if end == "src" { ("dst", "dst_port") } else { ("src", "src_port") };
-    let found = of_kind(node, lines, "process").into_iter().rfind(|record| {
-        record["end"] == end && record["proto"] == proto && record[address] == ip && record[number] == port
-    });
-    found.unwrap_or_else(|| panic!("no process at the {end} end of {proto} {ip}:{port}"))
-}
+use node::{Node, PATIENCE, Process, Recording, args, at_end, of_kind};
 
 const DNS_CLIENT: &str = "
 import socket,sys
@@ -343,28 +137,29 @@ fn both_ends_of_every_kind_are_named_with_what_is_known_of_them() {
     same_lines_without_them(&lines);
 }
 
+/// The lines of a recording.
+fn replay(recording: &[&Value], more: &[&str]) -> Vec<Value> {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_flowlogd"))
+        .args(["replay", "-"])
+        .args(more)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let text: String = recording.iter().map(|line| format!("{line}\n")).collect();
+    let mut stdin = child.stdin.take().unwrap();
+    let writer = thread::spawn(move || stdin.write_all(text.as_bytes()).unwrap());
+    let out = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(out.status.success());
+    let text = String::from_utf8(out.stdout).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 /// What is told of sockets changes the columns of processes and TCP statistics, and nothing else.
 fn same_lines_without_them(recording: &[Value]) {
-    let replay = |lines: &[&Value]| -> Vec<Value> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_flowlogd"))
-            .args(["replay", "-", "--set", "flowLogsFileAggregationKindForAllowed=0"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        let mut stdin = child.stdin.take().unwrap();
-        let writer = thread::spawn(move || stdin.write_all(text.as_bytes()).unwrap());
-        let out = child.wait_with_output().unwrap();
-        writer.join().unwrap();
-        assert!(out.status.success());
-        String::from_utf8(out.stdout)
-            .unwrap()
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
-    };
+    let replay = |lines: &[&Value]| replay(lines, &["--set", "flowLogsFileAggregationKindForAllowed=0"]);
     let all: Vec<&Value> = recording.iter().collect();
     let none: Vec<&Value> = recording
         .iter()
@@ -550,4 +345,147 @@ fn collectors_come_and_go_while_the_agent_runs() {
             }
         }
     });
+}
+
+/// A cgroup of a container as the kubelet names it, below one of the test's own; removed when dropped.
+struct Container {
+    top: PathBuf,
+    own: PathBuf,
+}
+
+impl Container {
+    fn make(name: &str, uid: &str) -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let unified = mounts.lines().find_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            after.starts_with("cgroup2 ").then(|| before.split(' ').nth(4))?
+        });
+        let Some(root) = unified else {
+            eprintln!("SKIPPED pods on the host network: no unified cgroup hierarchy is mounted");
+            return None;
+        };
+        let top = Path::new(root).join(name);
+        let own = top.join(format!("kubepods/burstable/pod{uid}/{}", "c0ffee".repeat(8)));
+        if let Err(error) = fs::create_dir_all(&own) {
+            eprintln!("SKIPPED pods on the host network: no cgroup can be made: {error}");
+            return None;
+        }
+        Some(Self { top, own })
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let mut folder = self.own.as_path();
+        // Empty as soon as its processes have been waited for.
+        while fs::remove_dir(folder).is_ok() && folder != self.top {
+            folder = folder.parent().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_pod_on_the_host_network_is_named_by_the_cgroup_of_its_process() {
+    let Some(node) = Node::make() else { return };
+    let uid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+    let Some(container) = Container::make(&node.name, uid) else { return };
+    let s4 = node.server[0].as_str();
+    let router = s4.replace(".2.2", ".2.1");
+    let web = node.start('s', "nc", &["-l", "-k", "8080"]);
+    node.wait_listening('s', &format!("{s4}:8080"));
+    let recording = Recording::start(&node, &[], "");
+    let procs = container.own.join("cgroup.procs").display().to_string();
+    let inside =
+        |command: &str| node.start('n', "sh", &["-c", &format!("echo $$ > {procs}; exec {command}")]);
+    // It serves, and it asks: the second is gone at once.
+    let exporter = inside("nc -l -k 9100");
+    node.wait_listening('n', &format!("{router}:9100"));
+    node.start('c', "nc", &["-N", &router, "9100"]).finish();
+    inside(&format!("nc -N {s4} 8080")).finish();
+    // And one that is in no pod.
+    node.start('n', "nc", &["-N", s4, "8080"]).finish();
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = folder.path().join("cluster.yaml");
+    let objects = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "status": {"addresses": [{"type": "InternalIP", "address": router}]}},
+        {"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "exporter-x1", "generateName": "exporter-", "namespace": "mon", "uid": uid},
+            "spec": {"nodeName": "n", "hostNetwork": true}, "status": {"phase": "Running", "podIPs": [{"ip": router}]}},
+    ]});
+    fs::write(&cluster, objects.to_string()).unwrap();
+    let lines = recording.stop();
+    drop((exporter, web));
+    let told = replay(
+        &lines.iter().collect::<Vec<_>>(),
+        &["--node", "n", "--cluster", cluster.to_str().unwrap(), "--set", "flowLogsEnableHostEndpoint=true"],
+    );
+    let names = |reporter: &str, end: &str, port: u16| -> Vec<String> {
+        // Without those of the node to itself: the test's own attempts to connect, some of them before anybody listened.
+        let lines = told.iter().filter(|line| {
+            line["reporter"] == reporter
+                && line["dest_port"] == port
+                && line["source_type"] != line["dest_type"]
+        });
+        let mut names: Vec<String> = lines
+            .map(|line| {
+                let part = |key: &str| line[format!("{end}_{key}")].as_str().unwrap();
+                format!("{} {} {}", part("type"), part("namespace"), part("name_aggr"))
+            })
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    };
+    assert_eq!(names("dst", "dest", 9100), ["hep mon exporter-*"], "{told:#?}");
+    assert_eq!(names("src", "source", 8080), ["hep - n", "hep mon exporter-*"], "{told:#?}");
+}
+
+/// Listens, and lets two children accept: the parent never does.
+const PRE_FORK: &str = "
+import os,socket,sys
+s=socket.create_server((sys.argv[1],8080))
+for _ in range(2):
+    if os.fork()==0:
+        while True:
+            c,_=s.accept(); c.sendall(str(os.getpid()).encode()); c.recv(1); c.close()
+os.wait()
+";
+
+#[test]
+fn a_connection_that_a_forked_child_accepts_is_named() {
+    let Some(node) = Node::make() else { return };
+    let s4 = node.server[0].as_str();
+    let recording = Recording::start(&node, &[], "");
+    let server = node.start('s', "/usr/bin/python3", &["-c", PRE_FORK, s4]);
+    node.wait_listening('s', &format!("{s4}:8080"));
+    // Which child accepts is the kernel's choice; it says so itself.
+    let accepted: Vec<(u16, u64)> = (0..6)
+        .map(|_| {
+            let mut stream = node.enter('c', || TcpStream::connect((s4, 8080)).unwrap());
+            let mut said = [0; 16];
+            let length = stream.read(&mut said).unwrap();
+            let pid = std::str::from_utf8(&said[..length]).unwrap().parse().unwrap();
+            let port = stream.local_addr().unwrap().port();
+            stream.write_all(b"x").unwrap();
+            assert_eq!(stream.read(&mut said).unwrap(), 0);
+            (port, pid)
+        })
+        .collect();
+    let children: Vec<u64> = accepted.iter().map(|(_, pid)| *pid).collect();
+    let parent = server.pid();
+    drop(server);
+    let lines = recording.stop();
+    for pid in &children {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    assert!(!children.contains(&parent));
+    for (port, pid) in accepted {
+        let all = of_kind(&node, &lines, "process");
+        let last =
+            all.into_iter().rfind(|record| record["end"] == "dst" && record["dst_port"] == port).unwrap();
+        // The child that accepted, or (it closed) the same child: never the parent, which only listened.
+        assert_eq!((&last["pid"], &last["name"]), (&pid.into(), &"python3".into()), "{last}");
+        assert_eq!(args(last)[0], "-c");
+    }
 }

@@ -160,7 +160,12 @@ mod tests {
     use crate::model::Timestamp;
 
     fn process(pid: u32, name: &str, args: &[&str]) -> Process {
-        Process { pid, name: name.into(), args: args.iter().map(|arg| Arc::from(*arg)).collect() }
+        Process {
+            pid,
+            name: name.into(),
+            args: args.iter().map(|arg| Arc::from(*arg)).collect(),
+            pod_uid: None,
+        }
     }
 
     fn at(n: i64) -> Place {

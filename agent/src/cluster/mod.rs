@@ -9,6 +9,7 @@
 //! of a flow (`flow`) are deliberately not here.
 
 mod endpoints;
+mod host_pods;
 mod networks;
 mod nodes;
 mod objects;
@@ -35,6 +36,7 @@ pub use objects::{
 
 use crate::model::{Endpoint, EndpointKind, Labels, Proto, ServiceName, Timestamp, canonical};
 use endpoints::Owners;
+use host_pods::HostPods;
 use networks::Networks;
 use nodes::Nodes;
 use services::Services;
@@ -89,6 +91,7 @@ pub struct Cluster {
     services: Services,
     networks: Networks,
     pods: Map<ObjectName, Arc<KnownPod>>,
+    host_pods: HostPods,
     shared: Shared,
     /// How many of the pods run on the local node.
     local_pods: usize,
@@ -119,6 +122,7 @@ impl Cluster {
             services: Services::default(),
             networks: Networks::default(),
             pods: Map::default(),
+            host_pods: HostPods::default(),
             shared: Shared::default(),
             local_pods: 0,
             host_endpoints: Map::default(),
@@ -172,11 +176,20 @@ impl Cluster {
         owner
     }
 
+    /// The pod on the local node's host network (a `hep`) with this uid, as its cgroups are named; one that was deleted
+    /// less than [`GRACE`] before `at` too. It has no address: only a process tells that an end is its own.
+    pub fn host_pod_at(&self, uid: &str, at: Timestamp) -> Option<&Arc<Endpoint>> {
+        self.host_pods.at(uid, at)
+    }
+
     /// The newest version (labels) of this identity, if it is still known.
     pub fn current(&self, endpoint: &Endpoint) -> Option<&Arc<Endpoint>> {
         let name = || ObjectName { namespace: endpoint.namespace.clone(), name: endpoint.name.clone() };
         let newest = match endpoint.kind {
             EndpointKind::Wep => self.pods.get(&name()).map(|pod| &pod.endpoint),
+            EndpointKind::Hep if endpoint.is_bare_node && endpoint.namespace.is_some() => {
+                self.host_pods.named(&name())
+            }
             EndpointKind::Hep if endpoint.is_bare_node => Some(self.nodes.bare()),
             EndpointKind::Hep => self.host_endpoints.get(&endpoint.name).map(|hep| &hep.endpoint),
             EndpointKind::Ns => self.sets.get(&name()).map(|set| &set.endpoint),

@@ -157,6 +157,8 @@ pub struct Pod {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub uid: Option<Arc<str>>,
+    /// Of the mirror of a static pod: the uid of the static pod, which its cgroups are named by.
+    pub mirrored_uid: Option<Arc<str>>,
     /// `metadata.generateName` as written, usually with a `-` at its end.
     pub generate_name: Option<Arc<str>>,
     pub labels: Labels,

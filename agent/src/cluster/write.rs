@@ -118,7 +118,7 @@ impl Cluster {
     /// Forgets the owners of addresses whose grace ended by `now`. Names are asked for the time when a flow began,
     /// so `now` must not be later than the beginning of the oldest flow whose names are not settled.
     pub fn expire(&mut self, now: Timestamp) {
-        self.version += u64::from(self.owners.expire(now));
+        self.version += u64::from(self.owners.expire(now) | self.host_pods.expire(now));
     }
 
     /// A pod or host endpoint of the same name is known, with another uid.
@@ -164,6 +164,7 @@ impl Cluster {
         };
         let namespace = shared.text(pod.namespace);
         let name = ObjectName { namespace: Some(namespace.clone()), name: pod.name.clone() };
+        let cgroup_uid = pod.mirrored_uid.or_else(|| pod.uid.clone());
         let endpoint = Endpoint {
             kind: EndpointKind::Wep,
             namespace: Some(namespace),
@@ -198,6 +199,11 @@ impl Cluster {
             _ => at,
         };
         self.hand_over(old.as_deref().map(KnownPod::holding), Some(new.holding()), at, since);
+        let is_host_pod = new.host_network && new.endpoint.node.as_ref() == Some(&self.node);
+        match cgroup_uid.filter(|_| is_host_pod) {
+            Some(uid) => self.host_pods.insert(&name, uid, &new.endpoint, at),
+            None => self.host_pods.remove(&name, at),
+        }
         self.pods.insert(name, new);
         true
     }
@@ -207,6 +213,7 @@ impl Cluster {
         if old.endpoint.node.as_ref() == Some(&self.node) {
             self.local_pods = self.local_pods.saturating_sub(1);
         }
+        self.host_pods.remove(name, at);
         self.hand_over(Some(old.holding()), None, at, at);
         true
     }

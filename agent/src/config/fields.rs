@@ -185,7 +185,7 @@ fields! {
     flow_logs_aggregation_threshold_bytes "flowLogsAggregationThresholdBytes": u64 = 8192, Live;
     /// Position file of the shipper: Fluentd's `pos_file`, Fluent Bit's `DB`, or rsyslog's `workDirectory` (with `persistStateInterval` set).
     flow_logs_position_file_path "flowLogsPositionFilePath": PathBuf = "/var/log/calico/flows.log.pos".into(), Live;
-    /// Write lines for host endpoints and for the node itself.
+    /// Write lines for host endpoints and for the node itself, and (with `flowLogsCollectProcessInfo`) by name for pods on its host network.
     flow_logs_enable_host_endpoint "flowLogsEnableHostEndpoint": bool = false, Live;
     /// Name addresses by the network sets that hold them.
     flow_logs_enable_network_sets "flowLogsEnableNetworkSets": bool = true, Live;

@@ -173,7 +173,7 @@ impl Joins {
     /// The process within its bounds, the same in memory for all of its flows.
     fn bounded(&mut self, record: &ProcessRecord) -> Arc<Process> {
         let known = self.processes.get(&record.pid);
-        if let Some(known) = known.filter(|known| known.name == record.name && known.args == record.args) {
+        if let Some(known) = known.filter(|known| is_same(known, record)) {
             return known.clone();
         }
         let name = cut(&record.name, NAME_BYTES);
@@ -192,7 +192,7 @@ impl Joins {
         }
         let args: Arc<[Arc<str>]> = if args == *record.args { record.args.clone() } else { args.into() };
         self.stats.process_truncated += u64::from(name != record.name || args != record.args);
-        let process = Arc::new(Process { pid: record.pid, name, args });
+        let process = Arc::new(Process { pid: record.pid, name, args, pod_uid: record.pod_uid.clone() });
         self.processes.put(record.pid, process.clone());
         process
     }
@@ -317,6 +317,14 @@ impl Joins {
 fn pairs(connection: &Connection) -> [(Pair, bool); 2] {
     let proto = connection.key.proto;
     [Pair::of(proto, connection.key.original), Pair::of(proto, connection.reply())]
+}
+
+/// Records of one process share their texts, so that mostly no text is read.
+fn is_same(known: &Process, record: &ProcessRecord) -> bool {
+    known.pid == record.pid
+        && known.name == record.name
+        && (Arc::ptr_eq(&known.args, &record.args) || known.args == record.args)
+        && known.pod_uid == record.pod_uid
 }
 
 /// The text, or as much of it as fits.

@@ -46,7 +46,8 @@ pub struct Endpoint {
     pub uid: Option<Arc<str>>,
     /// `metadata.creationTimestamp`, where known: a flow that began earlier cannot be this endpoint's.
     pub created: Option<Timestamp>,
-    /// Only [`EndpointKind::Hep`]: the node itself, without a HostEndpoint resource; it has empty policy traces.
+    /// Only [`EndpointKind::Hep`]: the node itself, without a HostEndpoint resource, or a pod on its host network; it has
+    /// empty policy traces, and no address of its own.
     pub is_bare_node: bool,
     /// What only policy asks for.
     pub policed: Policed,

@@ -111,6 +111,8 @@ pub struct Process {
     pub pid: u32,
     pub name: Arc<str>,
     pub args: Arc<[Arc<str>]>,
+    /// The uid of the pod whose container it runs in, as its cgroup tells.
+    pub pod_uid: Option<Arc<str>>,
 }
 
 /// Who holds a connection's end. The same tuple and side may come again: the last one holds (a server's listener first,

@@ -12,8 +12,8 @@ use crate::aggregate::{Contribution, PendingPolicies, Report, Window};
 use crate::cluster::Cluster;
 use crate::flow::{Connection, Denied, DeniedTable, Domains, Flags, Verdicts};
 use crate::model::{
-    Action, Addresses, Counters, Direction, Endpoint, EndpointKind, Evaluation, FiveTuple, Labels, Reporter,
-    Timestamp, Trace,
+    Action, Addresses, Counters, Direction, Endpoint, EndpointKind, Evaluation, FiveTuple, Labels, Process,
+    Reporter, Timestamp, Trace,
 };
 
 use crate::policy::{Evaluator, Policies};
@@ -64,7 +64,10 @@ impl Fold<'_> {
             known: &connection.ends,
         };
         let before = [0, 1].map(|side| connection.ends[side].is_some());
-        let Ends { ends, service, local, unpoliced } = self.name(&flow);
+        let Ends { mut ends, service, local, unpoliced } = self.name(&flow);
+        if let Some(extra) = &connection.extra {
+            self.name_host_pods(&mut ends, &extra.processes, connection.began);
+        }
         if let Some(names) = self.domains_of(&flow, &ends, local[0]) {
             connection.extra().domains = Some(names);
         }
@@ -96,6 +99,22 @@ impl Fold<'_> {
             return None;
         }
         self.domains.of(flow.addresses.src, flow.addresses.dst, flow.began)
+    }
+
+    /// The node's own end is that of a pod on its host network, where the process there runs in one.
+    fn name_host_pods(
+        &self,
+        ends: &mut [Arc<Endpoint>; 2],
+        processes: &[Option<Arc<Process>>; 2],
+        began: Timestamp,
+    ) {
+        for (end, process) in ends.iter_mut().zip(processes) {
+            let uid =
+                process.as_ref().filter(|_| end.is_bare_node).and_then(|process| process.pod_uid.as_ref());
+            if let Some(pod) = uid.and_then(|uid| self.cluster.host_pod_at(uid, began)) {
+                *end = pod.clone();
+            }
+        }
     }
 
     fn name(&self, flow: &Unnamed<'_>) -> Ends {
@@ -390,7 +409,8 @@ impl Fold<'_> {
                 known: &denied.ends,
             };
             let before = [0, 1].map(|side| denied.ends[side].is_some());
-            let Ends { ends, service, local, unpoliced } = self.name(&flow);
+            let Ends { mut ends, service, local, unpoliced } = self.name(&flow);
+            self.name_host_pods(&mut ends, &denied.processes, denied.began);
             denied.domains = self.domains_of(&flow, &ends, local[0]);
             denied.ends = ends.map(Some);
             denied.service = service;

@@ -3,7 +3,8 @@
 //! In: the configuration, at the start and whenever it changes: programs are loaded and unloaded then and there. Out:
 //! observations of sockets, losses and totals by stage, and for each collector whether it is on, off, or refused and why.
 //! What always holds: a collector that this node refuses is said once and left out; no other field of a line depends on
-//! one. Not here: what a collector does (`ebpf::sockets`), what its columns mean (the pipeline).
+//! one, but for the name of a pod on the host network. Not here: what a collector does (`ebpf::sockets`), what its columns
+//! mean (the pipeline).
 
 use tracing::{info, warn};
 

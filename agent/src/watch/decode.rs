@@ -388,6 +388,7 @@ fn pod(mut o: objects::Pod) -> Result<cluster::Object, DecodeError> {
         namespace,
         name,
         uid: some(o.metadata.uid),
+        mirrored_uid: some(annotations.mirrored_uid),
         generate_name: some(o.metadata.generate_name),
         labels,
         node: some(spec.node_name),

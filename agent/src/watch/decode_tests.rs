@@ -38,7 +38,7 @@ fn full_pod() -> Value {
         "metadata": {
             "name": "web-1", "namespace": "shop", "uid": "u-1", "generateName": "web-",
             "labels": {"app": "web", "empty": null},
-            "annotations": {"other": "x", "cni.projectcalico.org/podIP": "10.1.0.9/32"},
+            "annotations": {"other": "x", "cni.projectcalico.org/podIP": "10.1.0.9/32", "kubernetes.io/config.mirror": "hash"},
             "creationTimestamp": "2026-01-31T12:00:00Z",
             "managedFields": [{"manager": "x"}],
         },
@@ -56,6 +56,7 @@ fn a_pod_in_full() {
     let pod = pod_of(full_pod());
     assert_eq!((&*pod.namespace, &*pod.name, pod.uid.as_deref()), ("shop", "web-1", Some("u-1")));
     assert_eq!(pod.generate_name.as_deref(), Some("web-"));
+    assert_eq!(pod.mirrored_uid.as_deref(), Some("hash"));
     assert_eq!((pod.node.as_deref(), pod.service_account.as_deref()), (Some("node-1"), Some("web")));
     assert_eq!(pod.labels.get("empty").map(|v| &**v), Some(""));
     assert_eq!(ips(&pod.ips), ["10.1.0.1", "fd00::1"]);

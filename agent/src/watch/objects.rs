@@ -56,6 +56,9 @@ pub struct PodAnnotations {
     pub pod_ip: Option<String>,
     #[serde(rename = "cni.projectcalico.org/podIPs")]
     pub pod_ips: Option<String>,
+    /// What the kubelet writes at the mirror of a static pod: the uid that it gave the static pod itself.
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    pub mirrored_uid: Option<Arc<str>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -89,9 +89,10 @@ pub struct FlowLogLine {
     #[serde(deserialize_with = "Option::deserialize")]
     #[schemars(schema_with = "nullable_address")]
     pub source_ip: Option<IpAddr>,
-    /// Name of the source: pod, HostEndpoint or network set. `"-"` at levels 2 and 3 and for type `net`.
+    /// Name of the source: pod, HostEndpoint or network set; of the node's own address the node, or the pod on its host
+    /// network whose process is there (`flowLogsCollectProcessInfo`). `"-"` at levels 2 and 3 and for type `net`.
     pub source_name: String,
-    /// Pods: `generateName` and `*`, or the name; host endpoints: the node; network sets: the name; `net`: `pub` or `pvt`.
+    /// Pods, on the host network too: `generateName` and `*`, or the name; host endpoints: the node; network sets: the name; `net`: `pub` or `pvt`.
     pub source_name_aggr: String,
     /// Namespace of the source, `"-"` where there is none.
     pub source_namespace: String,

@@ -272,14 +272,24 @@ fn host_endpoint(end: &SeenEnd, cluster: &Cluster) -> Result<Vec<Place>, &'stati
     };
     let mut found: Vec<_> = cluster
         .host_endpoints()
-        .filter(|known| is_it(&known.endpoint))
+        .filter(|known| end.namespace.is_none() && is_it(&known.endpoint))
         .flat_map(|known| known.ips.iter().map(|ip| (*ip, Some(known.endpoint.clone()))))
         .filter(|(ip, _)| end.ips.is_empty() || end.ips.contains(ip))
         .collect();
     if found.is_empty() {
-        // The node itself, without a HostEndpoint.
-        let nodes = cluster.addresses_of_node(&end.name_aggr);
-        let ips: Vec<IpAddr> = if end.ips.is_empty() { nodes.collect() } else { end.ips.clone() };
+        // The node itself, without a HostEndpoint, or a pod on its host network.
+        let ips: Vec<IpAddr> = match &end.namespace {
+            _ if !end.ips.is_empty() => end.ips.clone(),
+            None => cluster.addresses_of_node(&end.name_aggr).collect(),
+            Some(_) => {
+                let is_it = |pod: &&Arc<KnownPod>| {
+                    pod.host_network && pod.endpoint.namespace == end.namespace && is_it(&pod.endpoint)
+                };
+                let pods = cluster.pods().filter(is_it);
+                let nodes: BTreeSet<_> = pods.filter_map(|pod| pod.endpoint.node.as_ref()).collect();
+                nodes.into_iter().flat_map(|node| cluster.addresses_of_node(node)).collect()
+            }
+        };
         found.extend(ips.into_iter().map(|ip| (ip, None)));
     }
     if found.is_empty() { Err("a host endpoint is not in the cluster any more") } else { Ok(found) }
