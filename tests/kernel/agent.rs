@@ -42,6 +42,8 @@ pub struct Options<'a> {
     pub source: &'a str,
     pub arguments: &'a [&'a str],
     pub environment: &'a [(&'a str, &'a str)],
+    /// `cgroup.procs` of the cgroup that it begins in.
+    pub within: Option<&'a Path>,
 }
 
 impl Agent {
@@ -78,7 +80,14 @@ impl Agent {
         let runs = fs::read_dir(folder)?.filter_map(Result::ok);
         let runs = runs.filter(|entry| entry.file_name().to_string_lossy().starts_with("agent.")).count();
         let log = folder.join(format!("agent.{runs}"));
-        let mut command = Command::new(BINARY);
+        let mut command = match options.within {
+            None => Command::new(BINARY),
+            Some(procs) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-ec", "echo $$ > \"$0\"; exec \"$@\""]).arg(procs).arg(BINARY);
+                shell
+            }
+        };
         command.args(["run", "--source", options.source]).args(options.arguments);
         command.env_remove("FLOWLOGD_GUEST").env("FLOWLOGD_LOG", "warn,flowlogd=debug");
         for (field, value) in [

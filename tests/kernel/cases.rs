@@ -28,6 +28,8 @@ pub const CASES: &[Case] = &[
     Case { name: "all_full", run: limits::all_full },
     Case { name: "restarted", run: limits::restarted },
     Case { name: "killed", run: limits::killed },
+    Case { name: "module_unloaded", run: limits::module_unloaded },
+    Case { name: "little_memory", run: limits::little_memory },
 ];
 
 /// No agent: pods, traffic of every kind, the kernel's counters as the tools show them, a denied port's counter.

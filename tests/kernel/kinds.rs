@@ -251,7 +251,7 @@ pub fn module_after_agent() -> Result<Outcome> {
 }
 
 /// Waits until the agent has switched accounting on; connections that began before have no counters.
-fn accounting_on() -> Result<()> {
+pub fn accounting_on() -> Result<()> {
     for _ in 0..200 {
         if std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_acct")?.trim() == "1" {
             return Ok(());

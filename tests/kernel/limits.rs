@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::{Agent, Options, counted, equal, lines, sums};
 use crate::kinds::{compare, folder};
-use crate::node::Node;
+use crate::node::{Node, TRACK, run};
 use crate::reference::{Key, Sums};
 use crate::{Outcome, reference, traffic};
 
@@ -136,4 +136,120 @@ pub fn killed() -> Result<Outcome> {
     }
     equal("allow lines", &sums(&lines, "allow")?, &wanted)?;
     Ok(Outcome::Pass("flushed before, baseline taken, exact after".to_owned()))
+}
+
+/// What hangs on connection tracking, in the order in which it lets go.
+const ON_CONNTRACK: [&str; 8] = [
+    "nft_ct",
+    "nft_masq",
+    "nft_chain_nat",
+    "nf_nat",
+    "nf_conntrack_netlink",
+    "nf_conntrack",
+    "nf_defrag_ipv6",
+    "nf_defrag_ipv4",
+];
+
+fn is_loaded(module: &str) -> Result<bool> {
+    let modules = std::fs::read_to_string("/proc/modules")?;
+    Ok(modules.lines().any(|line| line.split(' ').next() == Some(module)))
+}
+
+/// Connection tracking is unloaded under the agent, and comes again: what ended with it is told, what begins later is told.
+pub fn module_unloaded() -> Result<Outcome> {
+    let mut node = Node::new()?;
+    if !is_loaded("nf_conntrack")? {
+        return Ok(Outcome::Skipped("connection tracking is built into this kernel".to_owned()));
+    }
+    let agent = Agent::start(&folder("module_unloaded"), &Options { source: "auto", ..Options::default() })?;
+    let ebpf = agent.chosen_source() == "ebpf";
+    let (client, server) = (node.client(), node.server());
+    let to = SocketAddr::new(server.ip(false), 8080);
+    let listener = traffic::listen(server, false, 8080)?;
+    traffic::tcp(client, to, &listener, 3, 100, 2000)?;
+    let mut kernel = reference::list()?;
+    if !ebpf {
+        // Its notifier goes before the connections do: what they moved since the last sweep is nobody's any more.
+        let seen = reference::total(&kernel);
+        agent.wait_lines(Duration::from_secs(60), |lines| {
+            sums(lines, "allow").is_ok_and(|sums| sums == seen)
+        })?;
+    }
+    run(&["nft", "flush", "ruleset"])?;
+    let end = Instant::now() + Duration::from_secs(60);
+    while is_loaded("nf_conntrack")? {
+        ensure!(
+            Instant::now() < end,
+            "nf_conntrack does not unload:\n{}",
+            std::fs::read_to_string("/proc/modules")?
+        );
+        for module in ON_CONNTRACK {
+            // Refused while something uses it: the next round comes.
+            let _ = run(&["rmmod", module]);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    agent.wait_log("connection tracking was unloaded", Duration::from_secs(60))?;
+    node.rules(TRACK)?;
+    if ebpf {
+        agent.wait_log("connection tracking is there now", Duration::from_secs(60))?;
+    }
+    crate::kinds::accounting_on()?;
+    let (client, server) = (node.client(), node.server());
+    let listener = traffic::listen(server, true, 8081)?;
+    traffic::tcp(client, SocketAddr::new(server.ip(true), 8081), &listener, 4, 300, 3000)?;
+    kernel.extend(reference::list()?);
+    let chosen = agent.chosen_source();
+    let lines = agent.stop()?;
+    let said = compare(&lines, &kernel)?;
+    Ok(Outcome::Pass(format!("{chosen}: {} connections equal, before and after{said}", kernel.len())))
+}
+
+/// 64 MB for the agent and its maps: it starts, lives, and everything is told or counted.
+pub fn little_memory() -> Result<Outcome> {
+    let group = std::path::Path::new("/tmp/cgroup");
+    std::fs::create_dir_all(group)?;
+    run(&["mount", "-t", "cgroup2", "none", "/tmp/cgroup"])?;
+    let outcome = in_little_memory(&group.join("little"));
+    run(&["umount", "/tmp/cgroup"])?;
+    outcome
+}
+
+fn in_little_memory(group: &std::path::Path) -> Result<Outcome> {
+    let root = group.parent().context("a group has a parent")?;
+    let controllers = std::fs::read_to_string(root.join("cgroup.controllers"))?;
+    if !controllers.split_whitespace().any(|name| name == "memory") {
+        return Ok(Outcome::Skipped(format!(
+            "this kernel has no memory controller, but {}",
+            controllers.trim()
+        )));
+    }
+    std::fs::write(root.join("cgroup.subtree_control"), "+memory")?;
+    std::fs::create_dir_all(group)?;
+    std::fs::write(group.join("memory.max"), "64M")?;
+    let node = Node::new()?;
+    let procs = group.join("cgroup.procs");
+    let environment = [("FLOWLOGD_FLOWLOGSFLUSHINTERVAL", "300s")];
+    let options =
+        Options { source: "auto", environment: &environment, within: Some(&procs), ..Options::default() };
+    let agent = Agent::start(&folder("little_memory"), &options)?;
+    let chosen = agent.chosen_source();
+    let (client, server) = (node.client(), node.server());
+    let to = SocketAddr::new(server.ip(false), 8080);
+    let listener = traffic::listen(server, false, 8080)?;
+    let mut kernel = Vec::new();
+    for _ in 0..4 {
+        traffic::tcp(client, to, &listener, 500, 100, 100)?;
+        kernel.extend(reference::list()?);
+        reference::flush()?;
+    }
+    let read = |file: &str| std::fs::read_to_string(group.join(file)).unwrap_or_default();
+    let peak = read("memory.peak").trim().parse::<u64>().unwrap_or_default() >> 20;
+    let killed =
+        read("memory.events").lines().any(|line| line.starts_with("oom_kill ") && line != "oom_kill 0");
+    ensure!(!killed, "the kernel killed it for its memory: {}", read("memory.events"));
+    let lines = agent.stop()?;
+    std::fs::remove_dir(group)?;
+    let said = compare(&lines, &kernel)?;
+    Ok(Outcome::Pass(format!("{chosen}: {} connections equal, {peak} MiB at its most{said}", kernel.len())))
 }

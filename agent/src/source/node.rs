@@ -26,6 +26,9 @@ use super::privilege;
 /// ends by the time of its last drop.
 const DROPS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether the modules that are probed are still the same.
+const MODULES_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How often a module that was not loaded is looked for again.
 const RETRY_ATTACH: Duration = Duration::from_secs(5);
 
@@ -74,6 +77,7 @@ pub struct NodeSources {
     /// Connection tracking was there when accounting was looked at.
     accounting_settled: bool,
     next_attach: Instant,
+    next_modules: Instant,
     next_drops: Instant,
 }
 
@@ -130,6 +134,7 @@ impl NodeSources {
             accounting_off: accounting::is_off(),
             accounting_settled,
             next_attach,
+            next_modules: next_attach,
             next_drops: next_attach,
         })
     }
@@ -221,6 +226,14 @@ impl NodeSources {
             ensure_accounting(self.may_set_accounting);
         }
         let Connections::Ebpf(source) = &mut self.connections else { return };
+        if Instant::now() >= self.next_modules {
+            self.next_modules = Instant::now() + MODULES_INTERVAL;
+            match source.look_at_modules() {
+                Ok(true) => self.next_attach = Instant::now(),
+                Ok(false) => {}
+                Err(error) => warn!(%error, "the probes of a module that was unloaded cannot be renewed"),
+            }
+        }
         if source.is_attached() || (!came && Instant::now() < self.next_attach) {
             return;
         }
@@ -292,8 +305,14 @@ impl NodeSources {
         }
     }
 
-    /// Others may switch it off under us: told, never fought over, since who set it may have a reason.
+    /// Others may unload the module under us, or switch accounting off: told, never fought over, since who set it may have a reason.
     fn look_at_accounting(&mut self) {
+        if self.accounting_settled && !tracks() {
+            self.accounting_settled = false;
+            warn!(
+                "connection tracking was unloaded: its connections have ended, and nothing is tracked until it is loaded again"
+            );
+        }
         let off = accounting::is_off();
         if off != std::mem::replace(&mut self.accounting_off, off) {
             if off {

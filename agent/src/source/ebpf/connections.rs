@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError};
+use aya::programs::kprobe::KProbeLinkId;
 use flowlogd_ebpf::{Connection, ConnectionRecord, MODE_ADOPT, MODE_OFF, MODE_OUTSIDE, SHARD_CAPACITY, Stat};
 
 use super::super::netlink::walk_table;
@@ -18,6 +19,7 @@ use super::counts::{self, Counts};
 use super::kernel::{Kernel, has_symbol};
 use super::load::{self, OpenError, Sizes, SourceError};
 use super::mapped::cpus;
+use super::modules::{Gone, Modules};
 use super::records::{Adoption, Clock, Translator, Untold, order};
 use super::ring::Ring;
 use super::watch::{Watch, tracked};
@@ -54,6 +56,14 @@ enum Purpose {
     Extra,
     Adopt,
     AdoptByTuple,
+}
+
+/// A program on a function.
+struct Probe {
+    program: &'static str,
+    function: &'static str,
+    purpose: Purpose,
+    link: KProbeLinkId,
 }
 
 #[derive(Clone, Debug)]
@@ -156,7 +166,9 @@ pub struct EbpfSource {
     shard_capacity: u32,
     next_shard: u32,
     sweep: SweepBy,
-    probes: Vec<&'static str>,
+    probes: Vec<Probe>,
+    /// What was loaded at the last look.
+    modules: Modules,
     watch: Watch,
     /// Totals at the last look, to see what moved.
     seen_tombstones: u64,
@@ -227,6 +239,7 @@ impl EbpfSource {
             next_shard: 0,
             sweep,
             probes: Vec::new(),
+            modules: Modules::now(),
             seen_tombstones: 0,
             watch: Watch::default(),
             untold_told: Untold::default(),
@@ -251,18 +264,18 @@ impl EbpfSource {
             ));
         }
         for (program, function, purpose) in KPROBES {
-            let has_better = purpose == Purpose::AdoptByTuple && self.probes.contains(&"ctnetlink_fill_info");
-            if self.probes.contains(&function) || has_better {
+            let has_better = purpose == Purpose::AdoptByTuple && self.is_probed("ctnetlink_fill_info");
+            if self.is_probed(function) || has_better {
                 continue;
             }
             let probe = load::kprobe(&mut self.bpf, program)?;
             if probe.fd().is_err() {
                 continue; // one of the others, which the kernel refused
             }
-            let mut attached = probe.attach(function, 0).map(|_| ());
+            let mut attached = probe.attach(function, 0);
             if attached.is_err() && purpose == Purpose::Needed && has_symbol(function) {
                 // It may have come with a module that was loaded just now.
-                attached = probe.attach(function, 0).map(|_| ());
+                attached = probe.attach(function, 0);
                 if let Err(error) = &attached {
                     let why = format!("{function}: {}", load::chain(error));
                     return Err(if privilege::kprobes_need_sys_admin() {
@@ -273,7 +286,7 @@ impl EbpfSource {
                 }
             }
             match attached {
-                Ok(()) => self.probes.push(function),
+                Ok(link) => self.probes.push(Probe { program, function, purpose, link }),
                 Err(error) => {
                     tracing::debug!("no probe on {function} yet: {}", load::chain(&error));
                     if purpose == Purpose::Needed {
@@ -282,6 +295,29 @@ impl EbpfSource {
                 }
             }
         }
+        Ok(true)
+    }
+
+    /// Whether connection tracking went since it was probed. Its probes, which are dead, are taken away then, and
+    /// [`Self::retry_attach`] is due; probes of the dump alone are renewed at once.
+    pub fn look_at_modules(&mut self) -> Result<bool, OpenError> {
+        let was = std::mem::replace(&mut self.modules, Modules::now());
+        let Some(gone) = was.gone(self.modules) else { return Ok(false) };
+        let _raised = privilege::raise();
+        let dead = |probe: &mut Probe| {
+            gone == Gone::Conntrack || matches!(probe.purpose, Purpose::Adopt | Purpose::AdoptByTuple)
+        };
+        for probe in self.probes.extract_if(.., dead) {
+            let detached = load::kprobe(&mut self.bpf, probe.program)?.detach(probe.link);
+            if let Err(error) = detached {
+                tracing::debug!("a probe of {} that went: {}", probe.function, load::chain(&error));
+            }
+        }
+        if gone == Gone::Ctnetlink {
+            self.attach()?;
+            return Ok(false);
+        }
+        self.translator.adoption = Adoption::Pending;
         Ok(true)
     }
 
@@ -294,13 +330,15 @@ impl EbpfSource {
     /// Connection tracking is there, and its functions are probed.
     pub fn is_attached(&self) -> bool {
         let needed = |purpose: &Purpose| *purpose == Purpose::Needed;
-        KPROBES.iter().all(|(_, function, purpose)| !needed(purpose) || self.probes.contains(function))
+        KPROBES.iter().all(|(_, function, purpose)| !needed(purpose) || self.is_probed(function))
+    }
+
+    fn is_probed(&self, function: &str) -> bool {
+        self.probes.iter().any(|probe| probe.function == function)
     }
 
     fn can_adopt(&self) -> bool {
-        KPROBES.iter().any(|(_, function, purpose)| {
-            matches!(purpose, Purpose::Adopt | Purpose::AdoptByTuple) && self.probes.contains(function)
-        })
+        self.probes.iter().any(|probe| matches!(probe.purpose, Purpose::Adopt | Purpose::AdoptByTuple))
     }
 
     /// Tells of every connection that exists as Adopt. Until it has been called, ends of connections that nobody saw
@@ -502,7 +540,7 @@ impl EbpfSource {
     pub fn status(&self) -> EbpfStatus {
         EbpfStatus {
             attached: if self.is_attached() { Attached::Yes } else { Attached::WaitingForConntrack },
-            probes: self.probes.clone(),
+            probes: self.probes.iter().map(|probe| probe.function).collect(),
             can_adopt: self.can_adopt(),
             sweep: self.sweep,
             capacity: u64::from(self.shards) * u64::from(self.shard_capacity),

@@ -14,6 +14,7 @@ mod drops;
 mod kernel;
 mod load;
 mod mapped;
+mod modules;
 mod probe;
 mod processes;
 pub mod records;
