@@ -193,6 +193,44 @@ fn whatever_others_do_to_directory_and_file_the_next_line_finds_its_place() {
 }
 
 #[test]
+fn a_shipper_that_never_reads_gets_coarser_lines_of_the_same_sums_until_it_reads() {
+    let Some(node) = Node::make("the agent whose shipper does not read") else { return };
+    let traffic = Traffic::new(&node);
+    let position = node.folder.path().join("flows.log.pos");
+    let settings =
+        format!("flowLogsDynamicAggregationEnabled=true flowLogsPositionFilePath={}", position.display());
+    let mut agent = Agent::start(&node, &settings);
+    traffic.send(0..FLOWS, 50);
+    agent.wrote(node.counted());
+    // Fluentd's position file: the path, how far it came, the inode.
+    let log = node.log_dir().join("flows.log");
+    let read_to = |offset: u64| {
+        use std::os::unix::fs::MetadataExt as _;
+        let inode = fs::metadata(&log).unwrap().ino();
+        fs::write(&position, format!("{}\t{offset:016x}\t{inode:016x}\n", log.display())).unwrap();
+    };
+    read_to(0);
+    let raised = |levels: &str| (metric(&node, "flowlogd_aggregation_raised_levels") == levels).then_some(());
+    until("the highest level", || raised("3"));
+    let before = size(&node);
+    traffic.send(0..FLOWS, 50);
+    agent.wrote(node.counted());
+    let coarse = size(&node) - before;
+    assert!(coarse < 20_000, "{coarse} bytes for one window of {FLOWS} flows at level 3");
+    assert!(metric(&node, "flowlogd_shipper_lag_bytes").parse::<u64>().unwrap() >= before);
+    assert!(health(&node, "readyz").starts_with("HTTP/1.1 200"), "{}", health(&node, "readyz"));
+
+    until("the lowest level", || {
+        read_to(size(&node));
+        raised("0")
+    });
+    traffic.send(0..FLOWS, 50);
+    agent.wrote(node.counted());
+    assert!(size(&node) - before > 10 * coarse);
+    assert!(agent.stop().0.success());
+}
+
+#[test]
 fn accounting_that_others_switch_off_is_told_and_not_fought_over() {
     let Some(node) = Node::make("the agent whose sysctl others set") else { return };
     let traffic = Traffic::new(&node);
