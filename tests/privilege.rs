@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 
 /// Bits of `/proc/PID/status`.
 const NET_ADMIN: u64 = 1 << 12;
+const NET_RAW: u64 = 1 << 13;
 const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
 
@@ -32,6 +33,10 @@ struct Agent {
 
 impl Agent {
     fn start(capabilities: &[&str]) -> Option<Self> {
+        Self::start_with(capabilities, &[])
+    }
+
+    fn start_with(capabilities: &[&str], settings: &[&str]) -> Option<Self> {
         if let Some(why) = missing() {
             eprintln!("SKIPPED the agent under its capabilities: {why}");
             return None;
@@ -43,6 +48,7 @@ impl Agent {
             .arg(env!("CARGO_BIN_EXE_flowlogd"))
             .args(["run", "--source", "netlink", "--set"])
             .arg(format!("flowLogsFileDirectory={}", folder.path().display()))
+            .args(settings.iter().flat_map(|setting| ["--set", setting]))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -137,4 +143,22 @@ fn without_bpf_or_perfmon_connections_are_told_and_drops_are_said_to_be_off() {
         assert!(drops.contains("CAP_BPF") || drops.contains("CAP_PERFMON"), "{lacking:?}: {log}");
         assert_eq!(agent.stop(), 0);
     }
+}
+
+#[test]
+fn domains_need_net_raw_and_without_it_they_alone_are_off() {
+    let settings = ["flowLogsCollectDestDomains=true"];
+    let granted = ["bpf", "perfmon", "net_admin", "net_raw"];
+    let Some(mut agent) = Agent::start_with(&granted, &settings) else { return };
+    let log = agent.log_until(OBSERVES);
+    assert!(log.contains(OBSERVES) && !log.contains("CAP_NET_RAW"), "{log}");
+    for (permitted, _) in agent.threads() {
+        assert_eq!(permitted, BPF | PERFMON | NET_ADMIN | NET_RAW);
+    }
+    assert_eq!(agent.stop(), 0);
+
+    let Some(mut agent) = Agent::start_with(&granted[..3], &settings) else { return };
+    let log = agent.log_until(OBSERVES);
+    assert!(log.contains(OBSERVES) && log.contains("give the agent CAP_NET_RAW"), "{log}");
+    assert_eq!(agent.stop(), 0);
 }
