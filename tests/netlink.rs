@@ -429,6 +429,9 @@ fn an_overrun_is_counted_and_live_connections_stay_exact() {
     assert_eq!(listed.len(), 300);
     assert_eq!(sums.exported, listed);
     assert_eq!(sums.news, 300);
+    let [connections, queue] = source.fills();
+    assert!(connections.used == 300 && connections.capacity > 300, "{connections:?}");
+    assert!(queue.capacity > 0 && queue.capacity < 8 << 10, "{queue:?}");
     let losses: BTreeMap<_, _> = source.losses().into_iter().collect();
     // The kernel said how many NEW events it dropped: all but the few that fitted.
     let lost = losses["netlink_overrun"];

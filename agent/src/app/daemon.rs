@@ -275,6 +275,9 @@ fn close_window(
     last: bool,
 ) -> u64 {
     let began = Instant::now();
+    let mut fills = sources.fills();
+    fills.extend(pipeline.fills());
+    metrics.set_fills(&fills);
     let logs = pipeline.step(Input::Flush, now, snapshot);
     metrics.flush_duration.observe(began.elapsed());
     for (reason, packets) in sources.take_other_drops() {

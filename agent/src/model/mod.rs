@@ -4,6 +4,7 @@ mod checkpoint;
 mod counters;
 mod dns;
 mod endpoint;
+mod fill;
 mod flow_log;
 mod labels;
 mod observation;
@@ -15,6 +16,7 @@ pub use checkpoint::CheckpointEntry;
 pub use counters::{Counters, Directional};
 pub use dns::{DnsEnd, DnsLatency, DnsLog, DnsLogs, KnownDomain, RrSets, TrustedServer, domain_name};
 pub use endpoint::{Endpoint, EndpointKind, NamedPort, Policed, ServiceName};
+pub use fill::{Fill, Unit};
 pub use flow_log::{FlowEnd, FlowLog, FlowLogs, Policies, ProcessColumns, Reporter, TcpColumns};
 pub use labels::Labels;
 pub use observation::{

@@ -5,6 +5,10 @@
 //! further records are folded into those of their kind that say `*`, a connection without a place is exported whole
 //! with its end. Not here: how much memory there is (`app/memory.rs`).
 
+use crate::model::Fill;
+
+use super::Pipeline;
+
 /// What does not fit is counted in [`super::Stats`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -69,6 +73,18 @@ impl Limits {
             sockets: share(3, cost::SOCKET, most.sockets),
             domain_bytes: share(3, 1, most.domain_bytes),
         }
+    }
+}
+
+impl Pipeline {
+    /// How full the tables are; before a flush, for it empties most of them.
+    pub fn fills(&self) -> [Fill; 4] {
+        [
+            Fill::entries("flows", self.connections.len(), self.limits.connections),
+            Fill::entries("flows_ended", self.ended.len(), self.limits.ended),
+            Fill::entries("flows_denied", self.denied.len(), self.limits.denied),
+            Fill::entries("records", self.window.len(), self.limits.records),
+        ]
     }
 }
 

@@ -9,7 +9,7 @@
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::model::{ConnectionEvent, Observation, ProcessRecord, Proto};
+use crate::model::{ConnectionEvent, Fill, Observation, ProcessRecord, Proto};
 
 use super::Observed;
 use super::ebpf::{Collector, SocketSource};
@@ -143,6 +143,11 @@ impl Collectors {
     /// What was lost since the last call, by stage.
     pub fn losses(&mut self) -> Vec<(&'static str, u64)> {
         self.sources().flat_map(SocketSource::losses).collect()
+    }
+
+    /// How full their tables and rings were, as the last sweep found them.
+    pub fn fills(&mut self) -> Vec<Fill> {
+        self.sources().flat_map(SocketSource::fills).collect()
     }
 
     /// Totals since each was switched on, by name.

@@ -13,7 +13,7 @@ use thiserror::Error;
 use tracing::{debug, info, warn};
 
 use crate::config::{Config, SourceKind};
-use crate::model::{Observation, Timestamp};
+use crate::model::{Fill, Observation, Timestamp};
 
 use super::Observed;
 use super::accounting::{self, ACCOUNTING_SYSCTL, ensure_accounting};
@@ -177,6 +177,17 @@ impl NodeSources {
         }
         counts.extend(self.collectors.counts());
         counts
+    }
+
+    /// How full what is between the kernel and us was, as the last sweep found it: maps, rings, the socket's queue.
+    pub fn fills(&mut self) -> Vec<Fill> {
+        let mut fills = match &mut self.connections {
+            Connections::Ebpf(source) => source.fills().to_vec(),
+            Connections::Netlink(source) => source.fills().to_vec(),
+        };
+        fills.extend(self.drops.as_mut().ok().map(|drops| drops.take_fill()));
+        fills.extend(self.collectors.fills());
+        fills
     }
 
     /// Takes over the connections that exist, before anything else.

@@ -159,6 +159,12 @@ impl<const N: usize, const MOST: usize> Families<N, MOST> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&Labels(labels));
     }
 
+    /// All of it anew, at once: who reads meanwhile sees the old series or the new.
+    pub fn replace(&self, all: impl Iterator<Item = ([&'static str; N], u64)>) {
+        let new = all.map(|(labels, value)| (labels.map(Into::into), value)).collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = new;
+    }
+
     /// Before all of it is told anew.
     pub fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();

@@ -6,7 +6,7 @@
 //! few values, and a family that meets more of them than it may counts the rest under `other`.
 //! Not here: what a kind of number is (`metric.rs`).
 
-use crate::model::{Counters, Direction, PolicyKind};
+use crate::model::{Counters, Direction, Fill, PolicyKind, Unit};
 use crate::pipeline::{PolicyUse, RuleUse, Stats, UsedRule};
 use crate::sink::SinkStats;
 use crate::watch::{Phase, Status};
@@ -45,6 +45,14 @@ metrics! {
     unconfirmed_other: Gauge(Counter) = "flowlogd_connections_unconfirmed_total";
     /// What the kernel's side counted, by event: left out as of another network namespace, found a map full, and so on.
     kernel_events: Family(Counter) = "flowlogd_kernel_events_total" ["event"];
+    /// Entries of tables and of the kernel's maps at the last flush, as the sweep found them; of `drops` the most that a second brought.
+    table_entries: Family(Gauge) = "flowlogd_table_entries" ["table"];
+    /// Entries that they have room for.
+    table_capacity: Family(Gauge) = "flowlogd_table_capacity_entries" ["table"];
+    /// Bytes that were found at once in ring buffers, and queued behind a dump of netlink: the most between the last two flushes.
+    queue_bytes: Family(Gauge) = "flowlogd_queue_bytes" ["queue"];
+    /// Bytes that they have room for.
+    queue_capacity: Family(Gauge) = "flowlogd_queue_capacity_bytes" ["queue"];
     /// 1 while connection tracking is set not to count (net.netfilter.nf_conntrack_acct): connections that begin tell no packets and bytes.
     accounting_off: Gauge(Gauge) = "flowlogd_conntrack_accounting_off";
     /// Packets dropped by a filter.
@@ -194,6 +202,17 @@ impl Metrics {
         }
     }
 
+    /// Takes over how full everything is that is bounded; what is not among them is there no more.
+    pub fn set_fills(&self, fills: &[Fill]) {
+        let of = |unit: Unit, value: fn(&Fill) -> u64| {
+            fills.iter().filter(move |fill| fill.unit == unit).map(move |fill| ([fill.name], value(fill)))
+        };
+        self.table_entries.replace(of(Unit::Entries, |fill| fill.used));
+        self.table_capacity.replace(of(Unit::Entries, |fill| fill.capacity));
+        self.queue_bytes.replace(of(Unit::Bytes, |fill| fill.used));
+        self.queue_capacity.replace(of(Unit::Bytes, |fill| fill.capacity));
+    }
+
     /// Takes over how the watch of the cluster fares.
     pub fn set_watch(&self, status: &Status) {
         self.watch_synced.set(u64::from(status.is_synced()));
@@ -311,6 +330,17 @@ mod tests {
             );
             assert!(description.help.ends_with('.') && !description.help.starts_with(' '), "{description:?}");
         }
+    }
+
+    #[test]
+    fn what_is_switched_off_has_no_fill_any_more() {
+        let metrics = Metrics::default();
+        metrics.set_fills(&[Fill::entries("drops", 3, 8), Fill::bytes("ends", 100, 4096)]);
+        assert_eq!((metrics.table_entries.get("drops"), metrics.table_capacity.get("drops")), (3, 8));
+        assert_eq!((metrics.queue_bytes.get("ends"), metrics.queue_capacity.get("ends")), (100, 4096));
+        assert_eq!(metrics.table_entries.sum(), 3);
+        metrics.set_fills(&[Fill::entries("drops", 1, 8)]);
+        assert_eq!((metrics.table_entries.get("drops"), metrics.queue_capacity.sum()), (1, 0));
     }
 
     #[test]

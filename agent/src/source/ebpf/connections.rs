@@ -23,6 +23,7 @@ use super::modules::{Gone, Modules};
 use super::records::{Adoption, Clock, Translator, Untold, order};
 use super::ring::Ring;
 use super::watch::{Watch, tracked};
+use crate::model::{Fill, Unit};
 
 type Shard = HashMap<MapData, u64, Connection>;
 
@@ -165,6 +166,12 @@ pub struct EbpfSource {
     shards: u32,
     shard_capacity: u32,
     next_shard: u32,
+    /// Entries of the fullest shard and of all, as the running sweep and the last whole one found them.
+    filling: [u64; 2],
+    filled: [u64; 2],
+    tombstone_capacity: u32,
+    /// Tombstones found by the last sweep.
+    tombstones_found: usize,
     sweep: SweepBy,
     probes: Vec<Probe>,
     /// What was loaded at the last look.
@@ -237,6 +244,10 @@ impl EbpfSource {
             shards,
             shard_capacity: options.shard_capacity,
             next_shard: 0,
+            filling: [0; 2],
+            filled: [0; 2],
+            tombstone_capacity: options.tombstones,
+            tombstones_found: 0,
             sweep,
             probes: Vec::new(),
             modules: Modules::now(),
@@ -422,6 +433,7 @@ impl EbpfSource {
         let clock = Clock::measure();
         let start = out.len();
         if self.next_shard < self.shards {
+            let before = self.watch.found();
             match self.sweep {
                 SweepBy::Callback => {
                     let found = load::run(&self.bpf, "sweep", &[u64::from(self.next_shard)])?;
@@ -432,11 +444,14 @@ impl EbpfSource {
             let translator = &mut self.translator;
             self.swept.drain(|record| translator.translate(record, clock, out));
             self.drain_ends(clock, out);
+            let [fullest, all] = self.filling;
+            self.filling = [fullest.max(self.watch.found() - before), all + (self.watch.found() - before)];
             self.next_shard += 1;
         }
         let more = self.next_shard < self.shards;
         if !more {
             self.next_shard = 0;
+            self.filled = std::mem::take(&mut self.filling);
             self.watch.end_sweep(self.translator.outside_len() as u64);
             let left = self.counts.total(Stat::Tombstones);
             self.read_tombstones(clock, out, left)?;
@@ -467,11 +482,13 @@ impl EbpfSource {
         out: &mut Vec<Observed>,
         total: u64,
     ) -> Result<(), SourceError> {
+        self.tombstones_found = 0;
         if total == self.seen_tombstones {
             return Ok(());
         }
         self.seen_tombstones = total;
         let keys = self.tombstones.keys().collect::<Result<Vec<_>, _>>()?;
+        self.tombstones_found = keys.len();
         for key in keys {
             let record = self.tombstones.get(&key, 0)?;
             self.tombstones.remove(&key)?;
@@ -530,6 +547,20 @@ impl EbpfSource {
             out.push(("probes_missed", missed));
         }
         out
+    }
+
+    /// How full maps and rings were, as the last sweep found them.
+    pub fn fills(&mut self) -> [Fill; 5] {
+        let [fullest, all] = self.filled;
+        let entries = |name, used, capacity| Fill { name, unit: Unit::Entries, used, capacity };
+        let shard = u64::from(self.shard_capacity);
+        [
+            entries("connections", all, shard * u64::from(self.shards)),
+            entries("connections_fullest_shard", fullest, shard),
+            Fill::entries("ends_waiting", self.tombstones_found, self.tombstone_capacity as usize),
+            self.ends.take_fill("ends"),
+            self.swept.take_fill("connections_swept"),
+        ]
     }
 
     /// Totals since start, by name.

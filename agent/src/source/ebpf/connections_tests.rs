@@ -42,6 +42,15 @@ fn a_sweep_closes_entries_whose_memory_is_gone() {
     let mut out = Vec::new();
     source.sweep(&mut out).unwrap();
     assert_eq!(out.len() as u64, entries / 2);
+    let fills = source.fills();
+    let of = |name| *fills.iter().find(|fill| fill.name == name).unwrap();
+    // None of them lives.
+    assert_eq!((of("connections").used, of("connections").capacity), (0, source.status().capacity));
+    // Each was told by a record of the sweep's ring, shard by shard.
+    let (swept, record) = (of("connections_swept"), 8 + size_of::<ConnectionRecord>() as u64);
+    assert_eq!((swept.used % record, swept.capacity), (0, u64::from(SWEPT_BYTES)), "{swept:?}");
+    assert!((entries / 2 / u64::from(shards)..entries / 2).contains(&(swept.used / record)), "{swept:?}");
+    assert_eq!(source.fills().map(|fill| fill.used)[3..], [0, 0]);
     for observed in &out {
         let Observation::Connection(told) = &observed.observation else { panic!("{observed:?}") };
         assert_eq!(told.event, ConnectionEvent::End { confirmed: true });
@@ -73,8 +82,10 @@ fn tombstones_are_read_by_the_sweep_after_they_were_left() {
     let mut out = Vec::new();
     source.read_tombstones(Clock::measure(), &mut out, 2).unwrap();
     assert_eq!(out.len(), 4); // New and End of each
+    assert_eq!(source.fills()[2], Fill::entries("ends_waiting", 2, TOMBSTONES as usize));
     source.read_tombstones(Clock::measure(), &mut out, 2).unwrap();
     assert_eq!(out.len(), 4);
+    assert_eq!(source.fills()[2].used, 0);
 }
 
 #[test]

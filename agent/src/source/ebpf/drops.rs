@@ -18,7 +18,7 @@ use super::kernel::{Kernel, Reasons};
 use super::load::{self, OpenError, Sizes, SourceError};
 use super::mapped::{Mapped, cpus};
 use super::records::{Clock, drop_record};
-use crate::model::Observation;
+use crate::model::{Fill, Observation};
 use crate::source::Observed;
 
 type Generation = HashMap<MapData, DropKey, DropCount>;
@@ -37,6 +37,8 @@ pub struct DropSource {
     other_told: StdHashMap<u32, u64>,
     counts: Counts,
     malformed: u64,
+    /// The most tuples that a collection found since [`Self::take_fill`].
+    fill: usize,
 }
 
 impl DropSource {
@@ -72,6 +74,7 @@ impl DropSource {
             other_told: StdHashMap::new(),
             counts,
             malformed: 0,
+            fill: 0,
         })
     }
 
@@ -88,6 +91,7 @@ impl DropSource {
         let full = std::mem::replace(&mut self.generation, empty);
         let clock = Clock::measure();
         let keys = full.keys().collect::<Result<Vec<_>, _>>()?;
+        self.fill = self.fill.max(keys.len());
         let mut names: StdHashMap<u32, Arc<str>> = StdHashMap::new();
         for key in keys {
             let count = full.get(&key, 0)?;
@@ -127,6 +131,11 @@ impl DropSource {
             out.push(("drops_malformed", std::mem::take(&mut self.malformed)));
         }
         out
+    }
+
+    /// How full the map was at most since the last call.
+    pub fn take_fill(&mut self) -> Fill {
+        Fill::entries("drops", std::mem::take(&mut self.fill), CAPACITY as usize)
     }
 
     /// Totals since start, by name.
@@ -212,6 +221,9 @@ mod tests {
             }
             assert_eq!(told, sent);
             assert_eq!(source.losses(), []);
+            let fill = source.take_fill();
+            assert!((1..=2).contains(&fill.used) && fill.capacity == u64::from(CAPACITY), "{fill:?}");
+            assert_eq!(source.take_fill().used, 0);
             out.clear();
             source.collect(&mut out).unwrap();
             assert_eq!(out, []);

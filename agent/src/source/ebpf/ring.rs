@@ -6,18 +6,25 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use aya::maps::{MapData, MapError, RingBuf};
+use aya::maps::{Map, MapData, MapError, RingBuf};
 use aya::{Ebpf, Pod};
 use flowlogd_ebpf::ConnectionRecord;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::load::SourceError;
+use crate::model::Fill;
 
 /// Records read in one drain at most; the rest is for the next.
 const DRAIN_LIMIT: usize = 1 << 17;
 
+/// What the kernel keeps beside each record, which begins at a multiple of it (bytes).
+const HEADER: usize = 8;
+
 pub(super) struct Ring {
     ring: RingBuf<MapData>,
+    capacity: u64,
+    /// The most bytes that were found at once since [`Self::take_fill`].
+    fill: u64,
     /// Records of another size: not from our programs' layout.
     pub malformed: u64,
 }
@@ -25,7 +32,16 @@ pub(super) struct Ring {
 impl Ring {
     pub fn take(bpf: &mut Ebpf, name: &str) -> Result<Self, MapError> {
         let map = bpf.take_map(name).ok_or(MapError::ElementNotFound)?;
-        Ok(Self { ring: RingBuf::try_from(map)?, malformed: 0 })
+        let capacity = match &map {
+            Map::RingBuf(data) => u64::from(data.info()?.max_entries()),
+            _ => 0, // refused by what follows
+        };
+        Ok(Self { ring: RingBuf::try_from(map)?, capacity, fill: 0, malformed: 0 })
+    }
+
+    /// How full it was found at most since the last call. What comes while it is read counts as found.
+    pub fn take_fill(&mut self, name: &'static str) -> Fill {
+        Fill::bytes(name, std::mem::take(&mut self.fill).min(self.capacity), self.capacity)
     }
 
     /// Hands out what is there now; gives how many records that were.
@@ -41,12 +57,14 @@ impl Ring {
 
     /// The same for a ring of records of several kinds.
     pub fn drain_bytes(&mut self, mut each: impl FnMut(&[u8])) -> usize {
-        let mut n = 0;
+        let (mut n, mut bytes) = (0, 0);
         while n < DRAIN_LIMIT {
             let Some(item) = self.ring.next() else { break };
             n += 1;
+            bytes += HEADER + item.len().next_multiple_of(HEADER);
             each(&item);
         }
+        self.fill = self.fill.max(bytes as u64);
         n
     }
 

@@ -30,7 +30,8 @@ use super::records::{Clock, order};
 use super::ring::{Ring, decode};
 use super::socket_offsets;
 use crate::model::{
-    Addresses, ConnectionRecord, FiveTuple, FlowSide, Observation, ProcessRecord, Proto, TcpRecord,
+    Addresses, ConnectionRecord, Fill, FiveTuple, FlowSide, Observation, ProcessRecord, Proto, TcpRecord,
+    Unit,
 };
 
 type Shard = HashMap<MapData, u64, Socket>;
@@ -88,7 +89,11 @@ pub struct SocketSource {
     swept: Ring,
     counts: Counts,
     shards: u32,
+    shard_capacity: u32,
     next_shard: u32,
+    /// Sockets found by the running sweep, and by the last whole one.
+    filling: u64,
+    filled: u64,
     can_sweep: bool,
     processes: Processes,
     datagrams: Datagrams,
@@ -143,7 +148,10 @@ impl SocketSource {
             swept: Ring::take(&mut bpf, "SOCKETS_SWEPT").map_err(maps)?,
             counts: Counts::take(&mut bpf, cpus()?)?,
             shards,
+            shard_capacity: capacity,
             next_shard: 0,
+            filling: 0,
+            filled: 0,
             can_sweep: true,
             processes: Processes::new(
                 collector == Collector::Processes { paths: true },
@@ -238,10 +246,11 @@ impl SocketSource {
         let _raised = privilege::raise();
         let start = out.len();
         let outcome = if self.can_sweep {
-            load::run(&self.bpf, "sweep_sockets", &[u64::from(self.next_shard)]).map(drop)
+            load::run(&self.bpf, "sweep_sockets", &[u64::from(self.next_shard)])
         } else {
-            Ok(())
+            Ok(0)
         };
+        let outcome = outcome.map(|found| self.filling += u64::try_from(found).unwrap_or(0));
         self.drain(Clock::measure(), out, true);
         order(out.get_mut(start..).unwrap_or_default());
         self.next_shard += 1;
@@ -249,6 +258,7 @@ impl SocketSource {
             return Ok(true);
         }
         self.next_shard = 0;
+        self.filled = std::mem::take(&mut self.filling);
         self.datagrams.end_sweep();
         outcome.map(|()| false)
     }
@@ -299,6 +309,22 @@ impl SocketSource {
             }
         }
         out
+    }
+
+    /// How full its table and rings were, as the last sweep found them.
+    pub fn fills(&mut self) -> [Fill; 3] {
+        let [sockets, events, swept] = match self.collector {
+            Collector::Processes { .. } => {
+                ["process_sockets", "process_socket_events", "process_sockets_swept"]
+            }
+            Collector::TcpStats => ["tcp_sockets", "tcp_socket_events", "tcp_sockets_swept"],
+        };
+        let capacity = u64::from(self.shards) * u64::from(self.shard_capacity);
+        [
+            Fill { name: sockets, unit: Unit::Entries, used: self.filled, capacity },
+            self.events.take_fill(events),
+            self.swept.take_fill(swept),
+        ]
     }
 
     /// Totals since the start, by name.

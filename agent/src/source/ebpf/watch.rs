@@ -45,6 +45,11 @@ impl Watch {
         self.found = self.found.saturating_add(u64::try_from(found).unwrap_or(0));
     }
 
+    /// Entries found so far.
+    pub fn found(&self) -> u64 {
+        self.found
+    }
+
     pub fn end_sweep(&mut self, outside: u64) {
         self.lacks = self.tracked.is_some_and(|tracked| tracked > self.found.saturating_add(outside));
     }

@@ -16,7 +16,7 @@ use hashbrown::{HashMap, HashSet};
 
 use super::parse::{CtKey, CtKind, CtMessage};
 use crate::model::{
-    Addresses, ConnectionEvent, ConnectionRecord, Counters, Directional, FiveTuple, Icmp, Observation,
+    Addresses, ConnectionEvent, ConnectionRecord, Counters, Directional, Fill, FiveTuple, Icmp, Observation,
     TcpState, Timestamp,
 };
 use crate::source::Observed;
@@ -175,6 +175,10 @@ impl Live {
     }
 
     /// Adopted connections not ended yet: they may end without an event.
+    pub fn fill(&self) -> Fill {
+        Fill::entries("connections", self.entries.len(), self.capacity)
+    }
+
     pub fn adopted(&self) -> usize {
         self.adopted
     }

@@ -26,7 +26,7 @@ pub use parse::{CtKey, CtKind, CtMessage, ParseError, parse_message};
 
 use self::live::{Completeness, Live, Pass};
 use self::socket::{Dumped, EventSocket, Received, RequestSocket, messages};
-use crate::model::Timestamp;
+use crate::model::{Fill, Timestamp};
 use crate::source::Observed;
 
 const EVENTS_SYSCTL: &str = "/proc/sys/net/netfilter/nf_conntrack_events";
@@ -103,6 +103,8 @@ pub struct NetlinkSource {
     lost: bool,
     last_pass: Instant,
     last_pass_took: Duration,
+    /// The most bytes that were queued behind a dump since [`Self::fills`] was asked.
+    queued: u64,
 }
 
 impl NetlinkSource {
@@ -146,6 +148,7 @@ impl NetlinkSource {
             lost: false,
             last_pass: Instant::now(),
             last_pass_took: Duration::ZERO,
+            queued: 0,
         })
     }
 
@@ -198,6 +201,12 @@ impl NetlinkSource {
         self.live.losses.take()
     }
 
+    /// How full the memory of live connections is, and the queue of events was behind the dumps since the last call.
+    pub fn fills(&mut self) -> [Fill; 2] {
+        let queued = std::mem::take(&mut self.queued);
+        [self.live.fill(), Fill::bytes("netlink_events", queued, self.events.capacity())]
+    }
+
     /// Time until a dump is due that nobody asks for; none is due while nothing is lost or silent.
     fn next_own_pass(&self) -> Option<Duration> {
         let interval = if self.lost {
@@ -236,6 +245,8 @@ impl NetlinkSource {
                 return Err(SourceError::Dump(e));
             }
         };
+        // A dump is what keeps us longest from reading.
+        self.queued = self.queued.max(self.events.queued());
         let mut events = Vec::new();
         let drained = self.drain(&mut events);
         let emptied = matches!(drained, Ok(true));

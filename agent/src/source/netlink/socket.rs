@@ -140,27 +140,48 @@ impl EventSocket {
     ///
     /// While the queue is still full more are dropped: ask again when it has been emptied.
     pub fn newly_dropped(&mut self) -> u64 {
-        let Some(total) = self.table.as_mut().and_then(|table| {
-            let mut text = String::new();
-            table.rewind().ok()?;
-            table.read_to_string(&mut text).ok()?;
-            dropped_in(&text, self.port)
-        }) else {
-            return 0;
-        };
+        let Some(Queue { dropped: total, .. }) = self.queue() else { return 0 };
         let new = total.saturating_sub(self.dropped);
         self.dropped = total;
         new
     }
+
+    /// Bytes that are queued now (as the kernel accounts them: of its buffers, not of the messages).
+    pub fn queued(&mut self) -> u64 {
+        self.queue().map_or(0, |queue| queue.bytes)
+    }
+
+    /// Bytes that may be queued.
+    pub fn capacity(&self) -> u64 {
+        sockopt::socket_recv_buffer_size(&self.fd).map_or(0, |bytes| bytes as u64)
+    }
+
+    fn queue(&mut self) -> Option<Queue> {
+        let table = self.table.as_mut()?;
+        let mut text = String::new();
+        table.rewind().ok()?;
+        table.read_to_string(&mut text).ok()?;
+        queue_in(&text, self.port)
+    }
 }
 
-/// Column `Drops` of the line of this port (protocol NETLINK_NETFILTER, 12) in /proc/net/netlink.
-fn dropped_in(table: &str, port: u32) -> Option<u64> {
+#[derive(Debug, PartialEq, Eq)]
+struct Queue {
+    bytes: u64,
+    dropped: u64,
+}
+
+/// Columns `Rmem` and `Drops` of the line of this port (protocol NETLINK_NETFILTER, 12) in /proc/net/netlink.
+fn queue_in(table: &str, port: u32) -> Option<Queue> {
     table.lines().find_map(|line| {
         let mut fields = line.split_whitespace().skip(1);
         let ours = fields.next() == Some("12") && fields.next()?.parse() == Ok(port);
-        // Groups, Rmem, Wmem, Dump, Locks, then Drops.
-        ours.then(|| fields.nth(5)?.parse().ok()).flatten()
+        if !ours {
+            return None;
+        }
+        // Groups, Rmem; then Wmem, Dump, Locks, Drops.
+        let bytes = fields.nth(1)?.parse().ok()?;
+        Some(Queue { bytes, dropped: fields.nth(3)?.parse().ok()? })
     })
 }
 
@@ -296,12 +317,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drops_are_read_from_our_own_line() {
+    fn the_queue_is_read_from_our_own_line() {
         let table = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n\
             00000000b61fa2b5 0   77         00000000 0        0        0     2        9        4       \n\
-            000000001dc05d66 12  77         00000005 0        0        0     2        314      559     \n";
-        assert_eq!(dropped_in(table, 77), Some(314));
-        assert_eq!(dropped_in(table, 78), None);
+            000000001dc05d66 12  77         00000005 4096     0        0     2        314      559     \n";
+        assert_eq!(queue_in(table, 77), Some(Queue { bytes: 4096, dropped: 314 }));
+        assert_eq!(queue_in(table, 78), None);
     }
 
     proptest! {
