@@ -7,6 +7,7 @@
 //! their values.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -207,17 +208,29 @@ impl Agent {
         agent
     }
 
+    /// With this configuration file and nothing beside it; started and adopted likewise.
+    pub fn of_file(node: &Node, file: &Path) -> Self {
+        let arguments = ["--config".into(), file.as_os_str().to_owned()];
+        let mut agent = Self::launch(node, "exec \"$@\"", &arguments);
+        agent.told("flowlogd observes this node");
+        agent
+    }
+
     pub fn spawn(node: &Node, settings: &str, shell: &str) -> Self {
+        let own = format!("flowLogsFileDirectory={}", node.log_dir().display());
+        let all = BASE.split_whitespace().chain(settings.split_whitespace()).chain([own.as_str()]);
+        let arguments: Vec<OsString> = all.flat_map(|setting| ["--set".into(), setting.into()]).collect();
+        Self::launch(node, shell, &arguments)
+    }
+
+    fn launch(node: &Node, shell: &str, arguments: &[OsString]) -> Self {
         static STARTS: AtomicU32 = AtomicU32::new(0);
         let log = node.folder.path().join(format!("stderr.{}", STARTS.fetch_add(1, Ordering::Relaxed)));
         let dir = node.log_dir();
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", node.name)).args(["sh", "-ec", shell, "sh"]);
         command.arg(env!("CARGO_BIN_EXE_flowlogd")).args(["run", "--source", "netlink"]);
-        command.arg("--set").arg(format!("flowLogsFileDirectory={}", dir.display()));
-        for setting in BASE.split_whitespace().chain(settings.split_whitespace()) {
-            command.args(["--set", setting]);
-        }
+        command.args(arguments);
         let err = File::create(&log).unwrap();
         let child = command
             .stdin(Stdio::null())

@@ -41,6 +41,20 @@ impl Configuration {
         }
     }
 
+    /// Waits until what `part` takes of the configuration is another than `known`.
+    pub(super) async fn changed<P: PartialEq>(&mut self, part: impl Fn(&Config) -> P, known: &P) -> P {
+        loop {
+            if self.0.changed().await.is_err() {
+                // Nobody is left who could change it.
+                return std::future::pending().await;
+            }
+            let now = part(&self.0.borrow_and_update().config);
+            if now != *known {
+                return now;
+            }
+        }
+    }
+
     pub(super) fn get(&self) -> Arc<Resolved> {
         self.0.borrow().clone()
     }
@@ -157,7 +171,12 @@ impl Reload {
         self.metrics.configuration_waiting.set(self.waiting.len() as u64);
         let before = self.publish.borrow().clone();
         if before.config != resolved.config {
-            for field in FIELDS.iter().filter(|field| self.begun && field.change == Change::Live) {
+            for field in FIELDS.iter().filter(|_| self.begun) {
+                let when = match field.change {
+                    Change::Live => "acts at the next flush",
+                    Change::AtOnce => "acts at once",
+                    Change::Restart | Change::NoEffect => continue,
+                };
                 let (old, new) = (field.value(&before.config), field.value(&resolved.config));
                 if old != new {
                     let layer = resolved.origin(field.name).map_or("", |origin| origin.layer.name());
@@ -166,7 +185,7 @@ impl Reload {
                         from = show_plain(&old),
                         to = show_plain(&new),
                         layer,
-                        "acts at the next flush"
+                        "{when}"
                     );
                 }
             }

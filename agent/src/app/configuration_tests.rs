@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::app::listeners::{health_wanted, live_wanted, metrics_wanted, reporter_wanted};
 use crate::app::memory::Memory;
 use crate::app::settings;
 use crate::app::writer::{Lines, Output};
@@ -83,6 +84,35 @@ fn every_live_field_reaches_what_changes_at_a_flush() {
             "{} is live, but nothing that changes at a flush depends on it",
             field.name
         );
+    }
+}
+
+#[test]
+fn every_field_that_acts_at_once_is_a_listener_s() {
+    let file = |name| (name, json!("/etc/tls"));
+    let base = [
+        ("prometheusMetricsEnabled", json!(true)),
+        file("prometheusMetricsCertFile"),
+        file("prometheusMetricsKeyFile"),
+        file("prometheusMetricsCAFile"),
+        ("prometheusReporterEnabled", json!(true)),
+        file("prometheusReporterCertFile"),
+        file("prometheusReporterKeyFile"),
+        file("prometheusReporterCAFile"),
+    ];
+    let parts = |config: &Config| {
+        let http = [metrics_wanted(config), reporter_wanted(config), health_wanted(config)];
+        (http, live_wanted(config))
+    };
+    let before = parts(&config_of(&base));
+    for field in FIELDS.iter().filter(|field| field.change == Change::AtOnce) {
+        let value = match base.iter().any(|(name, value)| *name == field.name && value == &json!(true)) {
+            true => json!(false),
+            false => another(field, Path::new("/nowhere")),
+        };
+        let others = base.iter().filter(|(name, _)| *name != field.name).cloned();
+        let changed: Vec<_> = others.chain([(field.name, value)]).collect();
+        assert_ne!(parts(&config_of(&changed)), before, "no listener depends on {}", field.name);
     }
 }
 

@@ -130,7 +130,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
 
     let beats = Beats::new();
     let shown = Shown {
-        config: &config.config,
+        configuration: &configuration,
         node: &options.node,
         world: &world,
         host_addresses: host_addresses(),

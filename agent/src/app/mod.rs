@@ -11,6 +11,7 @@ mod configuration;
 mod daemon;
 mod dns;
 mod dynamic;
+mod listeners;
 mod memory;
 mod outside;
 mod record;

@@ -4,10 +4,10 @@
 //! by tasks beside the data path; previews are made on a thread of their own. Always: the loops only store a number,
 //! or offer a copy to a bounded queue; a queue that is full loses previews, counted, and nothing else. Health asks
 //! what the loops left behind, so that it answers while a window is being closed.
-//! Not here: HTTP and sockets themselves (`http`, `sink/live.rs`), what a preview says (`pipeline`).
+//! Not here: when something is listened on (`listeners.rs`), HTTP and sockets themselves (`http`, `sink/live.rs`), what a preview says (`pipeline`).
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -15,19 +15,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tracing::warn;
 
 use crate::config::Config;
-use crate::http::{Check, Health, Listen, TlsFiles, health_routes, metrics_routes, serve};
+use crate::http::{Check, Health, Limits, Listen, health_routes, metrics_routes, serve};
 use crate::model::{Observation, Timestamp};
 use crate::pipeline::Previewer;
-use crate::sink::live::{Live, LiveOptions};
+use crate::sink::live::{Live, LiveOptions, bind};
 use crate::snapshot::Snapshot;
-use crate::source::Observed;
+use crate::source::{Observed, privilege};
 use crate::telemetry::{Metrics, ProcessMetrics};
-use crate::wire::flow_log::{LineFormat, Window, encode};
+use crate::wire::flow_log::{Window, encode};
 use crate::wire::live::flow;
 
+use super::configuration::Configuration;
+use super::listeners::{Listening, Wanted, health_wanted, live_wanted, metrics_wanted, reporter_wanted};
 use super::{Tasks, line_format, settings};
 
 /// Observations that may wait to become previews.
@@ -42,7 +43,10 @@ const WRITER_DEAD: Duration = Duration::from_secs(600);
 /// A loop that is this late works on something large.
 const LATE: Duration = Duration::from_secs(30);
 
-/// How often an address or a path that cannot be had is tried again.
+/// What Calico's metrics of policy rules begin with.
+const OF_POLICIES: &str = "cnx_policy_";
+
+/// How often a path that cannot be had is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// When a loop turned last.
@@ -136,13 +140,13 @@ impl Beats {
 /// The loops' end of all this.
 pub(super) struct Outside {
     pub(super) live: Live,
-    previews: Option<SyncSender<(Observation, Timestamp)>>,
+    previews: SyncSender<(Observation, Timestamp)>,
 }
 
 /// What it takes to show something.
 pub(super) struct Shown<'a> {
-    pub(super) config: &'a Config,
-    pub(super) node: &'a str,
+    pub(super) configuration: &'a Configuration,
+    pub(super) node: &'a Arc<str>,
     pub(super) world: &'a Arc<ArcSwap<Snapshot>>,
     pub(super) host_addresses: Vec<IpAddr>,
     pub(super) metrics: &'a Arc<Metrics>,
@@ -158,28 +162,32 @@ impl Outside {
     /// No thread can be had.
     pub(super) fn start(tasks: &Tasks, shown: Shown<'_>) -> io::Result<Self> {
         let live = Live::within(shown.live_bytes);
-        serve_http(tasks, &shown, &live);
-        let config = shown.config;
-        if !config.flow_logs_live_enabled {
-            return Ok(Self { live, previews: None });
-        }
+        let listening = Listening::new(shown.metrics.clone());
+        serve_metrics(tasks, &shown, &live, &listening);
+        serve_health(tasks, &shown, &listening);
+
         let (previews, waiting) = sync_channel(PREVIEWS_AHEAD);
-        let previewer = Previewer::new(settings(config), shown.host_addresses);
-        let format = line_format(config, shown.node);
-        let (world, to) = (shown.world.clone(), live.clone());
+        let (world, to, node) = (shown.world.clone(), live.clone(), shown.node.clone());
+        let (configuration, host_addresses) = (shown.configuration.clone(), shown.host_addresses);
         thread::Builder::new()
             .name("previews".into())
-            .spawn(move || preview_all(&waiting, &previewer, &world, &format, &to))?;
-        let options = LiveOptions {
-            path: config.flow_logs_live_socket_path.clone(),
-            group: config.flow_logs_live_socket_group.clone(),
-        };
-        let (served, stopping) = (live.clone(), tasks.stopping());
-        tasks.spawn(async move {
-            let ended = stopping.run_until_cancelled(served.serve(&options, RETRY)).await;
-            debug_assert!(ended.is_none());
+            .spawn(move || preview_all(&waiting, configuration, &host_addresses, &node, &world, &to))?;
+        let (served, told) = (live.clone(), listening.clone());
+        listening.follow("live", tasks, shown.configuration, live_wanted, move |options: LiveOptions| {
+            let (served, told) = (served.clone(), told.clone());
+            async move {
+                let tell = |outcome: Result<(), &str>| {
+                    told.tell("live", outcome.map(|()| options.path.display().to_string()));
+                };
+                // The group of the socket may be one that the agent is not of.
+                let bind = |options: &LiveOptions| {
+                    let _raised = privilege::raise();
+                    bind(options)
+                };
+                served.serve(&options, RETRY, bind, tell).await;
+            }
         });
-        Ok(Self { live, previews: Some(previews) })
+        Ok(Self { live, previews })
     }
 
     /// While somebody watches: the observation is looked at elsewhere too.
@@ -187,9 +195,7 @@ impl Outside {
         if !self.live.wants_flows() || !Previewer::is_shown(&observed.observation) {
             return;
         }
-        if let Some(previews) = &self.previews
-            && previews.try_send((observed.observation.clone(), observed.at)).is_err()
-        {
+        if self.previews.try_send((observed.observation.clone(), observed.at)).is_err() {
             self.live.lose_flows(1);
         }
     }
@@ -198,69 +204,80 @@ impl Outside {
 /// Until the loop is gone.
 fn preview_all(
     waiting: &Receiver<(Observation, Timestamp)>,
-    previewer: &Previewer,
+    mut configuration: Configuration,
+    host_addresses: &[IpAddr],
+    node: &str,
     world: &ArcSwap<Snapshot>,
-    format: &LineFormat,
     live: &Live,
 ) {
+    let made_of = |config: &Config| {
+        (Previewer::new(settings(config), host_addresses.to_vec()), line_format(config, node))
+    };
+    let (mut previewer, mut format) = made_of(&configuration.get().config);
     while let Ok((observation, at)) = waiting.recv() {
+        if let Some(changed) = configuration.take_change() {
+            (previewer, format) = made_of(&changed.config);
+        }
         let Some((event, log)) = previewer.preview(&observation, at, &world.load()) else { continue };
         live.flow(&log, || {
             let mut line = Vec::with_capacity(1536);
-            encode(&log, &Window { start: at, end: at, lost_events: 0 }, format, &mut line);
+            encode(&log, &Window { start: at, end: at, lost_events: 0 }, &format, &mut line);
             flow(event.name(), &line)
         });
     }
 }
 
-fn serve_http(tasks: &Tasks, shown: &Shown<'_>, live: &Live) {
-    let config = shown.config;
-    if config.prometheus_metrics_enabled {
-        match TlsFiles::of_metrics(config) {
-            Ok(tls) => {
-                let (metrics, live) = (shown.metrics.clone(), live.clone());
-                let routes = metrics_routes(move || {
-                    metrics.live_readers.set(live.readers() as u64);
-                    metrics.live_lost.set(live.lost());
-                    let mut all = metrics.snapshot();
-                    all.extend(ProcessMetrics::read().snapshot());
-                    all
-                });
-                let listen = Listen {
-                    host: config.prometheus_metrics_host.clone(),
-                    port: config.prometheus_metrics_port,
-                    tls,
-                };
-                spawn(tasks, "metrics", listen, routes);
-            }
-            // Nothing in plain text where TLS was meant.
-            Err(error) => warn!(%error, "metrics are not served"),
-        }
-    }
-    if config.flow_logs_health_enabled {
-        let (live, ready, metrics) = (shown.beats.clone(), shown.beats.clone(), shown.metrics.clone());
-        let more = shown.more_ready.clone();
-        let health = Health {
-            live: Arc::new(move || live.live()),
-            ready: Arc::new(move || {
-                let mut checks = ready.ready(&metrics);
-                checks.extend(more());
-                checks
-            }),
-        };
-        let listen = Listen {
-            host: config.flow_logs_health_host.clone(),
-            port: config.flow_logs_health_port,
-            tls: None,
-        };
-        spawn(tasks, "health", listen, health_routes(&health));
-    }
+fn serve_metrics(tasks: &Tasks, shown: &Shown<'_>, live: &Live, listening: &Listening) {
+    let (metrics, live) = (shown.metrics.clone(), live.clone());
+    let all = metrics_routes(move || {
+        metrics.live_readers.set(live.readers() as u64);
+        metrics.live_lost.set(live.lost());
+        let mut all = metrics.snapshot();
+        all.extend(ProcessMetrics::read().snapshot());
+        all
+    });
+    follow_http("metrics", tasks, shown, listening, metrics_wanted, all);
+    let metrics = shown.metrics.clone();
+    let of_policies = metrics_routes(move || {
+        let mut all = metrics.snapshot();
+        all.retain(|metric| metric.description.name.starts_with(OF_POLICIES));
+        all
+    });
+    follow_http("policy metrics", tasks, shown, listening, reporter_wanted, of_policies);
 }
 
-fn spawn(tasks: &Tasks, what: &'static str, listen: Listen, routes: axum::Router) {
-    let stopping = tasks.stopping();
-    tasks.spawn(async move {
-        stopping.run_until_cancelled(serve(what, listen, routes, Default::default(), |_| {})).await;
+fn serve_health(tasks: &Tasks, shown: &Shown<'_>, listening: &Listening) {
+    let (live, ready, metrics) = (shown.beats.clone(), shown.beats.clone(), shown.metrics.clone());
+    let (more, listeners) = (shown.more_ready.clone(), listening.clone());
+    let health = Health {
+        live: Arc::new(move || live.live()),
+        ready: Arc::new(move || {
+            let mut checks = ready.ready(&metrics);
+            checks.extend(more());
+            checks.extend(listeners.checks());
+            checks
+        }),
+    };
+    follow_http("health", tasks, shown, listening, health_wanted, health_routes(&health));
+}
+
+fn follow_http(
+    name: &'static str,
+    tasks: &Tasks,
+    shown: &Shown<'_>,
+    listening: &Listening,
+    wanted: fn(&Config) -> Wanted<Listen>,
+    routes: axum::Router,
+) {
+    let told = listening.clone();
+    listening.follow(name, tasks, shown.configuration, wanted, move |listen: Listen| {
+        let (told, routes) = (told.clone(), routes.clone());
+        async move {
+            let tell = |outcome: Result<SocketAddr, &str>| {
+                told.tell(name, outcome.map(|address| address.to_string()));
+            };
+            serve(name, listen, routes, Limits::default(), tell).await;
+        }
     });
 }
 

@@ -130,6 +130,7 @@ fn description(field: &Field) -> String {
     }
     text.push_str(match field.change {
         Change::Live => "",
+        Change::AtOnce => " Acts at once.",
         Change::Restart => " Acts when the agent is started again.",
         Change::NoEffect => " Has no effect.",
     });

@@ -25,6 +25,8 @@ use super::value::{
 pub enum Change {
     /// At the next flush.
     Live,
+    /// Now: what is listened on is closed and opened anew.
+    AtOnce,
     /// When the agent is started again; until then the log says so.
     Restart,
     /// Never: accepted because Felix has it, of no meaning here (the row says why). Setting it is warned about.
@@ -35,6 +37,7 @@ impl Change {
     pub fn name(self) -> &'static str {
         match self {
             Self::Live => "live",
+            Self::AtOnce => "at once",
             Self::Restart => "restart",
             Self::NoEffect => "no effect",
         }
@@ -211,11 +214,11 @@ fields! {
     /// Ours. Which lines are not written: rules `drop FILTER` and `keep FILTER` in the language of `flowlogd observe`; the first that matches decides.
     flow_logs_filters "flowLogsFilters": Rules = Rules::default(), Live;
     /// Ours. Serve the live view that `flowlogd observe` shows, on a unix socket.
-    flow_logs_live_enabled "flowLogsLiveEnabled": bool = true, Restart;
+    flow_logs_live_enabled "flowLogsLiveEnabled": bool = true, AtOnce;
     /// Ours. That socket, of mode 0660. Who may connect sees the flows of every namespace.
-    flow_logs_live_socket_path "flowLogsLiveSocketPath": PathBuf = "/var/run/flowlogd/live.sock".into(), Restart;
+    flow_logs_live_socket_path "flowLogsLiveSocketPath": PathBuf = "/var/run/flowlogd/live.sock".into(), AtOnce;
     /// Ours. The group, by name or number, whose members may connect; empty: root alone.
-    flow_logs_live_socket_group "flowLogsLiveSocketGroup": Option<String> = None, Restart;
+    flow_logs_live_socket_group "flowLogsLiveSocketGroup": Option<String> = None, AtOnce;
     /// Ours. Permission bits of `flows.log`, in octal.
     flow_logs_file_mode "flowLogsFileMode": FileMode = FileMode(0o600), Live;
     /// Ours. Megabytes (1,000,000 bytes) of lines kept in memory while the file cannot be written; beyond it the oldest windows are dropped and counted.
@@ -226,35 +229,35 @@ fields! {
     flow_logs_set_conntrack_accounting "flowLogsSetConntrackAccounting": bool = true, Restart;
 
     /// Serve the agent's own metrics.
-    prometheus_metrics_enabled "prometheusMetricsEnabled": bool = false, Restart;
+    prometheus_metrics_enabled "prometheusMetricsEnabled": bool = false, AtOnce;
     /// Address or host name on which they are served; empty: loopback (Felix: all addresses). All: `0.0.0.0` or `::`.
-    prometheus_metrics_host "prometheusMetricsHost": String = String::new(), Restart, Limits::Host;
+    prometheus_metrics_host "prometheusMetricsHost": String = String::new(), AtOnce, Limits::Host;
     /// Port on which they are served.
-    prometheus_metrics_port "prometheusMetricsPort": u16 = 9091, Restart, PORT;
+    prometheus_metrics_port "prometheusMetricsPort": u16 = 9091, AtOnce, PORT;
     /// Whether a client must show a certificate, where the metrics are served over TLS.
-    prometheus_metrics_client_auth "prometheusMetricsClientAuth": ClientAuth = ClientAuth::RequireAndVerifyClientCert, Restart;
+    prometheus_metrics_client_auth "prometheusMetricsClientAuth": ClientAuth = ClientAuth::RequireAndVerifyClientCert, AtOnce;
     /// Certificate authority of the clients.
-    prometheus_metrics_ca_file "prometheusMetricsCAFile": Option<PathBuf> = None, Restart;
+    prometheus_metrics_ca_file "prometheusMetricsCAFile": Option<PathBuf> = None, AtOnce;
     /// Certificate of the metrics server.
-    prometheus_metrics_cert_file "prometheusMetricsCertFile": Option<PathBuf> = None, Restart;
+    prometheus_metrics_cert_file "prometheusMetricsCertFile": Option<PathBuf> = None, AtOnce;
     /// Key of the metrics server.
-    prometheus_metrics_key_file "prometheusMetricsKeyFile": Option<PathBuf> = None, Restart;
+    prometheus_metrics_key_file "prometheusMetricsKeyFile": Option<PathBuf> = None, AtOnce;
     /// Ours. Serve `/healthz` and `/readyz` (not Felix's `health*`: where Felix runs too, they are its own server's).
-    flow_logs_health_enabled "flowLogsHealthEnabled": bool = true, Restart;
+    flow_logs_health_enabled "flowLogsHealthEnabled": bool = true, AtOnce;
     /// Ours. Address or host name on which they are served; empty: loopback.
-    flow_logs_health_host "flowLogsHealthHost": String = String::new(), Restart, Limits::Host;
+    flow_logs_health_host "flowLogsHealthHost": String = String::new(), AtOnce, Limits::Host;
     /// Ours. Port on which they are served.
-    flow_logs_health_port "flowLogsHealthPort": u16 = 9097, Restart, PORT;
-    /// Serve metrics of flows by policy.
-    prometheus_reporter_enabled "prometheusReporterEnabled": bool = false, Restart;
+    flow_logs_health_port "flowLogsHealthPort": u16 = 9097, AtOnce, PORT;
+    /// Serve the metrics of policy rules (`cnx_policy_*`, which are among the agent's own metrics too) on a port of their own, on `prometheusMetricsHost`.
+    prometheus_reporter_enabled "prometheusReporterEnabled": bool = false, AtOnce;
     /// Port on which they are served.
-    prometheus_reporter_port "prometheusReporterPort": u16 = 9092, Restart, PORT;
+    prometheus_reporter_port "prometheusReporterPort": u16 = 9092, AtOnce, PORT;
     /// Certificate of that server.
-    prometheus_reporter_cert_file "prometheusReporterCertFile": Option<PathBuf> = None, Restart;
+    prometheus_reporter_cert_file "prometheusReporterCertFile": Option<PathBuf> = None, AtOnce;
     /// Key of that server.
-    prometheus_reporter_key_file "prometheusReporterKeyFile": Option<PathBuf> = None, Restart;
-    /// Certificate authority of its clients.
-    prometheus_reporter_ca_file "prometheusReporterCAFile": Option<PathBuf> = None, Restart;
+    prometheus_reporter_key_file "prometheusReporterKeyFile": Option<PathBuf> = None, AtOnce;
+    /// Certificate authority of its clients; where it is set, they must show a certificate.
+    prometheus_reporter_ca_file "prometheusReporterCAFile": Option<PathBuf> = None, AtOnce;
 
     /// Write the DNS log file.
     dns_logs_file_enabled "dnsLogsFileEnabled": bool = false, Live;

@@ -59,13 +59,14 @@ impl Default for Limits {
 /// Bytes of a request's header.
 const HEADER_BYTES: usize = 16 << 10;
 
-/// Serves `routes` until it is dropped. `what` names it in the log; `bound` is told each address that is listened on.
+/// Serves `routes` until it is dropped. `what` names it in the log; `tell` hears of each address that is listened on, and
+/// why none can be, each time that it was tried.
 pub async fn serve(
     what: &'static str,
     listen: Listen,
     routes: Router,
     limits: Limits,
-    bound: impl Fn(SocketAddr),
+    tell: impl Fn(Result<SocketAddr, &str>),
 ) {
     let mut told = String::new();
     let (listeners, acceptor) = loop {
@@ -82,6 +83,7 @@ pub async fn serve(
         match opened {
             Ok(opened) => break opened,
             Err(error) => {
+                tell(Err(&error));
                 // Once for each reason, not each time.
                 if told != error {
                     warn!(what, host = %listen.host, port = listen.port, %error, "not served; trying again");
@@ -92,15 +94,15 @@ pub async fn serve(
         }
     };
     let places = Arc::new(Semaphore::new(limits.connections));
-    let mut accepting = JoinSet::new();
-    for listener in listeners {
+    // Of this task, not spawned: when it is dropped, the addresses are free at once for whoever comes next.
+    let accepting = listeners.into_iter().map(|listener| {
         if let Ok(address) = listener.local_addr() {
             info!(what, %address, tls = acceptor.is_some(), "served");
-            bound(address);
+            tell(Ok(address));
         }
-        accepting.spawn(accept(listener, acceptor.clone(), routes.clone(), limits, places.clone()));
-    }
-    while accepting.join_next().await.is_some() {}
+        accept(listener, acceptor.clone(), routes.clone(), limits, places.clone())
+    });
+    futures::future::join_all(accepting).await;
 }
 
 /// All addresses of the host that can be had; none is an error.

@@ -47,8 +47,10 @@ async fn start(listen: Listen, limits: Limits) -> Server {
     let (tell, mut hear) = mpsc::unbounded_channel();
     let routes = metrics_routes(move || metrics.snapshot());
     let task = tokio::spawn(async move {
-        serve("test", listen, routes, limits, move |address| {
-            let _ = tell.send(address);
+        serve("test", listen, routes, limits, move |outcome| {
+            if let Ok(address) = outcome {
+                let _ = tell.send(address);
+            }
         })
         .await;
     });
@@ -154,8 +156,8 @@ async fn health_is_told_with_its_reasons() {
         listen("localhost"),
         health_routes(&health),
         limits(),
-        move |address| {
-            let _ = tell.send(address);
+        move |outcome| {
+            let _ = tell.send(outcome.unwrap());
         },
     ));
     let address = hear.recv().await.unwrap();

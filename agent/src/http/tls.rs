@@ -55,15 +55,44 @@ pub enum TlsError {
 impl TlsFiles {
     /// `None`: plain text was asked for. An error says what is missing of what was asked for.
     pub fn of_metrics(config: &Config) -> Result<Option<Self>, String> {
-        match (&config.prometheus_metrics_cert_file, &config.prometheus_metrics_key_file) {
+        let files = [
+            &config.prometheus_metrics_cert_file,
+            &config.prometheus_metrics_key_file,
+            &config.prometheus_metrics_ca_file,
+        ];
+        Self::of("prometheusMetrics", files, config.prometheus_metrics_client_auth)
+    }
+
+    /// The same for metrics of policies, whose clients are verified where there is an authority to do it by.
+    pub fn of_reporter(config: &Config) -> Result<Option<Self>, String> {
+        let files = [
+            &config.prometheus_reporter_cert_file,
+            &config.prometheus_reporter_key_file,
+            &config.prometheus_reporter_ca_file,
+        ];
+        let client_auth = match config.prometheus_reporter_ca_file {
+            Some(_) => ClientAuth::RequireAndVerifyClientCert,
+            None => ClientAuth::NoClientCert,
+        };
+        Self::of("prometheusReporter", files, client_auth)
+    }
+
+    fn of(
+        fields: &str,
+        [certificate, key, authority]: [&Option<PathBuf>; 3],
+        client_auth: ClientAuth,
+    ) -> Result<Option<Self>, String> {
+        match (certificate, key) {
             (Some(certificate), Some(key)) => Ok(Some(Self {
                 certificate: certificate.clone(),
                 key: key.clone(),
-                authority: config.prometheus_metrics_ca_file.clone(),
-                client_auth: config.prometheus_metrics_client_auth,
+                authority: authority.clone(),
+                client_auth,
             })),
-            (None, None) if config.prometheus_metrics_ca_file.is_none() => Ok(None),
-            _ => Err("TLS needs prometheusMetricsCertFile and prometheusMetricsKeyFile: set both, or none of them and no prometheusMetricsCAFile".to_owned()),
+            (None, None) if authority.is_none() => Ok(None),
+            _ => Err(format!(
+                "TLS needs {fields}CertFile and {fields}KeyFile: set both, or none of them and no {fields}CAFile"
+            )),
         }
     }
 

@@ -203,14 +203,22 @@ impl Live {
         self.0.lost.fetch_add(lost, Ordering::Relaxed);
     }
 
-    /// Listens until it is dropped; what keeps it from listening is said, and tried again.
-    pub async fn serve(&self, options: &LiveOptions, retry: Duration) {
+    /// Listens until it is dropped; what keeps it from listening is said, and tried again. `tell` hears that it listens, and
+    /// why it cannot, each time that it was tried. `bind`: [`bind`], with what rights it may take.
+    pub async fn serve(
+        &self,
+        options: &LiveOptions,
+        retry: Duration,
+        bind: impl Fn(&LiveOptions) -> io::Result<UnixListener>,
+        tell: impl Fn(Result<(), &str>),
+    ) {
         let mut told = String::new();
         let listener = loop {
             match bind(options) {
                 Ok(listener) => break listener,
                 Err(error) => {
                     let error = error.to_string();
+                    tell(Err(&error));
                     if told != error {
                         warn!(path = %options.path.display(), %error, "no live view; trying again");
                         told = error;
@@ -221,6 +229,7 @@ impl Live {
         };
         info!(path = %options.path.display(), group = options.group.as_deref().unwrap_or("-"), "live view");
         let _bound = Bound(&options.path);
+        tell(Ok(()));
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
@@ -382,7 +391,10 @@ impl Drop for Bound<'_> {
 }
 
 /// Made aside and put in place when owner and mode are right: nobody connects before.
-fn bind(options: &LiveOptions) -> io::Result<UnixListener> {
+///
+/// # Errors
+/// The path is another's, or cannot be made; there is no such group, or the socket may not be given to it.
+pub fn bind(options: &LiveOptions) -> io::Result<UnixListener> {
     let path = &options.path;
     let group = options.group.as_deref().map(group_id).transpose()?;
     if let Some(folder) = path.parent() {
@@ -408,7 +420,13 @@ fn bind(options: &LiveOptions) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(&aside)?;
     let settled = fs::set_permissions(&aside, fs::Permissions::from_mode(0o600))
         .and_then(|()| match group {
-            Some(group) => std::os::unix::fs::chown(&aside, None, Some(group)),
+            Some(group) => std::os::unix::fs::chown(&aside, None, Some(group)).map_err(|error| {
+                let remedy = format!(
+                    "{error}: the socket cannot be given to group {group}: let the agent be of it (supplementalGroups of \
+                     the pod, SupplementaryGroups= of the unit), or grant CAP_CHOWN"
+                );
+                io::Error::new(error.kind(), remedy)
+            }),
             None => Ok(()),
         })
         .and_then(|()| fs::set_permissions(&aside, fs::Permissions::from_mode(0o660)))

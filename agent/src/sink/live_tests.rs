@@ -20,7 +20,10 @@ impl Serving {
         let live = Live::default();
         let options = LiveOptions { path: dir.path().join("run/live.sock"), group: None };
         let serving = live.clone();
-        let task = tokio::spawn(async move { serving.serve(&options, Duration::from_millis(10)).await });
+        let task =
+            tokio::spawn(
+                async move { serving.serve(&options, Duration::from_millis(10), bind, |_| {}).await },
+            );
         Self { live, dir, task }
     }
 

@@ -13,13 +13,14 @@ use rustix::thread::{
     set_no_new_privs,
 };
 
-/// What the sources may ever need: bpf(2), perf_event_open(2) and netlink; where they are granted also the packets of DNS,
-/// and the addresses in /proc/kallsyms (kernels without drop reasons).
+/// What may ever be needed: bpf(2), perf_event_open(2) and netlink; where they are granted also the packets of DNS, the
+/// addresses in /proc/kallsyms (kernels without drop reasons), and to give the live socket to its group.
 pub const KEPT: CapabilitySet = CapabilitySet::BPF
     .union(CapabilitySet::PERFMON)
     .union(CapabilitySet::NET_ADMIN)
     .union(CapabilitySet::NET_RAW)
-    .union(CapabilitySet::SYSLOG);
+    .union(CapabilitySet::SYSLOG)
+    .union(CapabilitySet::CHOWN);
 
 /// Debian's kernels ask for CAP_SYS_ADMIN in perf_event_open(2), and so for kprobes, above this level.
 const PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";

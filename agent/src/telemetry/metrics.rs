@@ -75,6 +75,10 @@ metrics! {
     line_packets: Family2(Counter) = "flowlogd_line_packets_total" ["action", "reporter"];
     /// Bytes in lines, likewise.
     line_bytes: Family2(Counter) = "flowlogd_line_bytes_total" ["action", "reporter"];
+    /// 1 while what the configuration asks to be listened on is, 0 while it cannot be: `metrics`, `policy metrics`, `health`, `live`.
+    listening: Family(Gauge) = "flowlogd_listening" ["listener"];
+    /// Times that it could not be listened on.
+    listener_errors: Family(Counter) = "flowlogd_listener_errors_total" ["listener"];
     /// Readers of the live view.
     live_readers: Gauge(Gauge) = "flowlogd_live_readers";
     /// Lines and events of the live view that readers were too slow for. No line of the file is among them.
