@@ -75,7 +75,8 @@ fn every_listener_follows_the_configuration() {
     let path = folder.join("config.yaml");
     let file = File { path: &path, folder };
     file.write("");
-    let mut agent = Agent::of_file(&node, &path);
+    let mut agent = Agent::launch(&node, "exec \"$@\"", &["--config".into(), path.clone().into()]);
+    agent.told("flowlogd observes this node");
 
     // As it begins: health and the live view, no metrics.
     wait("health", || check(&node, 9097, "health").is_some_and(|(passed, _)| passed));

@@ -208,14 +208,6 @@ impl Agent {
         agent
     }
 
-    /// With this configuration file and nothing beside it; started and adopted likewise.
-    pub fn of_file(node: &Node, file: &Path) -> Self {
-        let arguments = ["--config".into(), file.as_os_str().to_owned()];
-        let mut agent = Self::launch(node, "exec \"$@\"", &arguments);
-        agent.told("flowlogd observes this node");
-        agent
-    }
-
     pub fn spawn(node: &Node, settings: &str, shell: &str) -> Self {
         let own = format!("flowLogsFileDirectory={}", node.log_dir().display());
         let all = BASE.split_whitespace().chain(settings.split_whitespace()).chain([own.as_str()]);
@@ -223,7 +215,8 @@ impl Agent {
         Self::launch(node, shell, &arguments)
     }
 
-    fn launch(node: &Node, shell: &str, arguments: &[OsString]) -> Self {
+    /// With these arguments and nothing beside them.
+    pub fn launch(node: &Node, shell: &str, arguments: &[OsString]) -> Self {
         static STARTS: AtomicU32 = AtomicU32::new(0);
         let log = node.folder.path().join(format!("stderr.{}", STARTS.fetch_add(1, Ordering::Relaxed)));
         let dir = node.log_dir();

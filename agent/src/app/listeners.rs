@@ -22,11 +22,13 @@ use super::configuration::Configuration;
 /// What one listener is asked to be: `None` is closed; an error says why what is asked for cannot be.
 pub(super) type Wanted<T> = Result<Option<T>, String>;
 
+/// Where one listens, or why it does not yet.
+type State = Result<Vec<String>, String>;
+
 /// How the listeners fare, by name.
 #[derive(Clone)]
 pub(super) struct Listening {
-    /// Where one listens, or why it does not yet.
-    states: Arc<Mutex<BTreeMap<&'static str, Result<Vec<String>, String>>>>,
+    states: Arc<Mutex<BTreeMap<&'static str, State>>>,
     metrics: Arc<Metrics>,
 }
 
@@ -35,7 +37,7 @@ impl Listening {
         Self { states: Arc::default(), metrics }
     }
 
-    fn states(&self) -> MutexGuard<'_, BTreeMap<&'static str, Result<Vec<String>, String>>> {
+    fn states(&self) -> MutexGuard<'_, BTreeMap<&'static str, State>> {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -70,7 +72,7 @@ impl Listening {
 
     /// One check for each that is asked for.
     pub(super) fn checks(&self) -> Vec<Check> {
-        let check = |(name, state): (&&'static str, &Result<Vec<String>, String>)| Check {
+        let check = |(name, state): (&&'static str, &State)| Check {
             name,
             passed: state.is_ok(),
             reason: match state {
