@@ -9,7 +9,7 @@
 mod agent;
 mod cluster;
 mod compare;
-mod kernel;
+pub mod kernel;
 mod kinds;
 mod lines;
 mod node;

@@ -23,6 +23,9 @@ pub struct Arguments {
     /// Leave out the demo
     #[arg(long)]
     no_demo: bool,
+    /// Leave out the mini-node
+    #[arg(long)]
+    no_node: bool,
 }
 
 enum Outcome {
@@ -72,6 +75,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         report.step("demo on real traffic", || xtask(&["demo"]));
     } else {
         report.skip("demo on real traffic", "needs root: run cargo xtask test as root");
+    }
+    if arguments.no_node {
+        report.skip("an operator's day on a real node", "--no-node");
+    } else {
+        report.step("an operator's day on a real node", day);
     }
     if arguments.no_vm {
         report.skip("kernel cases in guests", "--no-vm");
@@ -189,6 +197,18 @@ fn deploy() -> Result<Outcome> {
         return Ok(Outcome::Skipped("KUBEBUILDER_ASSETS names no API server (said above)".to_owned()));
     }
     Ok(outcome(status, "deploy --check"))
+}
+
+/// Without a mini-node there is no node.
+fn day() -> Result<Outcome> {
+    if !is_root() {
+        return Ok(Outcome::Skipped("needs root: run cargo xtask test as root".to_owned()));
+    }
+    let status = Command::new(program()?).arg("e2e").status()?;
+    if status.code() == Some(crate::e2e::NODE_MISSING.into()) {
+        return Ok(Outcome::Skipped("MININODE or KUBEBUILDER_ASSETS is missing (said above)".to_owned()));
+    }
+    Ok(outcome(status, "e2e"))
 }
 
 /// All tests of the workspace; what they say of themselves when they cannot run is collected.

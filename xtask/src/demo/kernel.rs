@@ -150,7 +150,8 @@ pub fn live(node: &Namespace) -> anyhow::Result<Vec<Connection>> {
     }
 }
 
-fn table(node: &Namespace) -> anyhow::Result<Vec<Connection>> {
+/// Every connection of the table now.
+pub fn table(node: &Namespace) -> anyhow::Result<Vec<Connection>> {
     let mut connections = Vec::new();
     for family in ["ipv4", "ipv6"] {
         let text = node.run("conntrack", &["-L", "-f", family, "-o", "id"], None)?;

@@ -33,11 +33,6 @@ pub fn whole(values: &[&str]) -> anyhow::Result<String> {
     helm(&["--include-crds"], values)
 }
 
-/// The chart with a file of values.
-pub fn with_values(file: &Path) -> anyhow::Result<String> {
-    helm(&["--values", &file.display().to_string()], &[])
-}
-
 /// Every generated file's path and content.
 pub fn files() -> anyhow::Result<Vec<(&'static str, String)>> {
     FILES

@@ -105,9 +105,14 @@ impl Mininode {
         Namespace::open(&format!("/proc/{}/ns/net", self.process(namespace, pod)?), pod)
     }
 
-    /// Deletes the pod as a rollout does, and waits until its processes have ended.
+    /// Deletes the pod as a rollout does, and waits until it is gone.
     pub fn remove(&self, namespace: &str, pod: &str) -> anyhow::Result<()> {
-        self.kubectl(&["-n", namespace, "delete", "pod", pod, "--wait=true", "--timeout=60s"], None).map(drop)
+        let process = self.process(namespace, pod)?;
+        let delete = ["-n", namespace, "delete", "pod", pod, "--wait=true", "--timeout=90s"];
+        self.kubectl(&delete, None).map(drop).with_context(|| {
+            let runs = fs::exists(format!("/proc/{process}")).unwrap_or_default();
+            format!("{namespace}/{pod}, whose process {}", if runs { "still runs" } else { "has ended" })
+        })
     }
 }
 
@@ -133,10 +138,18 @@ fn tail(text: &str, lines: usize) -> String {
 }
 
 /// Asks until the answer is yes.
-pub fn until(what: &str, mut done: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let end = Instant::now() + PATIENCE;
+pub fn until(what: &str, done: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    until_within(PATIENCE, what, done)
+}
+
+pub fn until_within(
+    patience: Duration,
+    what: &str,
+    mut done: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let end = Instant::now() + patience;
     while !done().with_context(|| what.to_owned())? {
-        ensure!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        ensure!(Instant::now() < end, "not within {patience:?}: {what}");
         thread::sleep(Duration::from_millis(100));
     }
     Ok(())

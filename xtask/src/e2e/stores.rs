@@ -5,8 +5,10 @@
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use super::agent::METRICS_PORT;
@@ -16,23 +18,21 @@ use crate::netns::{Namespace, Process};
 
 const LOGS: &str = "http://127.0.0.1:9428";
 const PROMETHEUS: &str = "http://127.0.0.1:9090";
+const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct Stores {
+pub struct Stores<'n> {
+    node: &'n Mininode,
     // In the order in which they end.
-    _rsyslog: Process,
+    rsyslog: Option<Process>,
     _prometheus: Process,
     _logs: Process,
 }
 
-impl Stores {
-    pub fn start(node: &Mininode, assets: &Path, logs: &Path) -> anyhow::Result<Self> {
-        let start = |name: &str, program: &Path, arguments: &[String]| -> anyhow::Result<Process> {
-            let out = File::create(node.at(&format!("{name}.log")))?;
-            let arguments: Vec<&std::ffi::OsStr> = arguments.iter().map(AsRef::as_ref).collect();
-            node.namespace.start(program.as_os_str(), &arguments, out.try_clone()?, out)
-        };
+impl<'n> Stores<'n> {
+    pub fn start(node: &'n Mininode, assets: &Path, logs: &Path) -> anyhow::Result<Self> {
         let at = |name: &str| node.at(name).display().to_string();
         let store = start(
+            node,
             "victoria-logs",
             &assets.join("victoria-logs"),
             &[format!("-storageDataPath={}", at("vl")), "-httpListenAddr=127.0.0.1:9428".to_owned()],
@@ -49,6 +49,7 @@ impl Stores {
             ),
         )?;
         let prometheus = start(
+            node,
             "prometheus",
             Path::new("/usr/bin/prometheus"),
             &[
@@ -70,16 +71,37 @@ impl Stores {
         );
         fs::create_dir_all(node.at("spool"))?;
         fs::write(node.at("rsyslog.conf"), format!("global(workDirectory=\"{}\")\n{changed}", at("spool")))?;
-        let rsyslog = start(
-            "rsyslog",
-            Path::new("/usr/sbin/rsyslogd"),
-            &["-n".to_owned(), format!("-f{}", at("rsyslog.conf")), format!("-i{}", at("rsyslog.pid"))],
-        )?;
-        Ok(Self { _rsyslog: rsyslog, _prometheus: prometheus, _logs: store })
+        let mut stores = Self { node, rsyslog: None, _prometheus: prometheus, _logs: store };
+        stores.ship()?;
+        Ok(stores)
+    }
+
+    fn ship(&mut self) -> anyhow::Result<()> {
+        let at = |name: &str| self.node.at(name).display().to_string();
+        let arguments =
+            ["-n".to_owned(), format!("-f{}", at("rsyslog.conf")), format!("-i{}", at("rsyslog.pid"))];
+        self.rsyslog = Some(start(self.node, "rsyslog", Path::new("/usr/sbin/rsyslogd"), &arguments)?);
+        Ok(())
+    }
+
+    /// Ends the shipper as an upgrade of its package would, and starts it again: its positions are in its work directory.
+    pub fn restart_shipper(&mut self) -> anyhow::Result<()> {
+        if let Some(mut rsyslog) = self.rsyslog.take() {
+            ensure!(rsyslog.is_running(), "rsyslog has ended by itself");
+            rsyslog.stop(Signal::TERM, PATIENCE)?;
+        }
+        self.ship()
     }
 }
 
-fn get(namespace: &Namespace, url: &str, form: &[(&str, &str)]) -> anyhow::Result<String> {
+fn start(node: &Mininode, name: &str, program: &Path, arguments: &[String]) -> anyhow::Result<Process> {
+    let out = File::options().create(true).append(true).open(node.at(&format!("{name}.log")))?;
+    let arguments: Vec<&std::ffi::OsStr> = arguments.iter().map(AsRef::as_ref).collect();
+    node.namespace.start(program.as_os_str(), &arguments, out.try_clone()?, out)
+}
+
+/// What is answered, with a status that is good.
+pub fn get(namespace: &Namespace, url: &str, form: &[(&str, &str)]) -> anyhow::Result<String> {
     let mut arguments = vec!["-sSf".to_owned(), "--max-time".to_owned(), "20".to_owned(), url.to_owned()];
     for (name, value) in form {
         arguments.extend(["--data-urlencode".to_owned(), format!("{name}={value}")]);
@@ -88,15 +110,52 @@ fn get(namespace: &Namespace, url: &str, form: &[(&str, &str)]) -> anyhow::Resul
     namespace.run("curl", &arguments, None)
 }
 
+/// Since ever, until long after now.
+const ALWAYS: [(&str, &str); 2] = [("start", "2020-01-01T00:00:00Z"), ("end", "2100-01-01T00:00:00Z")];
+
 /// Rows of the answer to a query in LogsQL, over all time.
 pub fn ask_logs(namespace: &Namespace, query: &str) -> anyhow::Result<Vec<Value>> {
-    let answer = get(
-        namespace,
-        &format!("{LOGS}/select/logsql/query"),
-        &[("query", query), ("start", "2020-01-01T00:00:00Z"), ("end", "2100-01-01T00:00:00Z")],
-    )
-    .with_context(|| format!("VictoriaLogs: {query}"))?;
+    let [start, end] = ALWAYS;
+    let answer = get(namespace, &format!("{LOGS}/select/logsql/query"), &[("query", query), start, end])
+        .with_context(|| format!("VictoriaLogs: {query}"))?;
     answer.lines().map(|line| serde_json::from_str(line).context("VictoriaLogs' JSON")).collect()
+}
+
+/// Labels and value of each group of the answer, as Grafana's data source asks for a number or a table.
+pub fn ask_stats(namespace: &Namespace, query: &str) -> anyhow::Result<Vec<(Value, String)>> {
+    let [start, end] = ALWAYS;
+    let answer =
+        get(namespace, &format!("{LOGS}/select/logsql/stats_query"), &[("query", query), start, end])
+            .with_context(|| format!("VictoriaLogs: {query}"))?;
+    let answer: Value = serde_json::from_str(&answer)?;
+    let result = answer["data"]["result"].as_array().context("VictoriaLogs answers without a result")?;
+    Ok(result
+        .iter()
+        .map(|group| (group["metric"].clone(), group["value"][1].as_str().unwrap_or_default().to_owned()))
+        .collect())
+}
+
+/// Labels, second and value of each point of the answer, as Grafana's data source asks for a graph.
+pub fn ask_graph(
+    namespace: &Namespace,
+    query: &str,
+    (from, to): (i64, i64),
+    step: i64,
+) -> anyhow::Result<Vec<(Value, i64, String)>> {
+    let (from, to, step) = (from.to_string(), to.to_string(), format!("{step}s"));
+    let form = [("query", query), ("start", &from), ("end", &to), ("step", &step)];
+    let answer = get(namespace, &format!("{LOGS}/select/logsql/stats_query_range"), &form)
+        .with_context(|| format!("VictoriaLogs: {query}"))?;
+    let answer: Value = serde_json::from_str(&answer)?;
+    let result = answer["data"]["result"].as_array().context("VictoriaLogs answers without a result")?;
+    let mut points = Vec::new();
+    for group in result {
+        for point in group["values"].as_array().into_iter().flatten() {
+            let at = point[0].as_i64().context("a point without a time")?;
+            points.push((group["metric"].clone(), at, point[1].as_str().unwrap_or_default().to_owned()));
+        }
+    }
+    Ok(points)
 }
 
 /// The samples of the answer to a query in PromQL, now.
@@ -110,7 +169,14 @@ pub fn ask_prometheus(namespace: &Namespace, query: &str) -> anyhow::Result<Vec<
         .with_context(|| format!("Prometheus does not answer {query}: {answer}"))
 }
 
-/// Name and health of each alert rule.
+/// The sum of the answer's samples; nothing where there is none.
+pub fn number(namespace: &Namespace, query: &str) -> anyhow::Result<Option<f64>> {
+    let samples = ask_prometheus(namespace, query)?;
+    let values = samples.iter().filter_map(|sample| sample["value"][1].as_str()?.parse::<f64>().ok());
+    Ok(values.reduce(|sum, value| sum + value))
+}
+
+/// Name, health and state of each alert rule.
 pub fn rules(namespace: &Namespace) -> anyhow::Result<Vec<(String, String, String)>> {
     let answer: Value = serde_json::from_str(&get(namespace, &format!("{PROMETHEUS}/api/v1/rules"), &[])?)?;
     let of = |rule: &Value, name: &str| rule[name].as_str().unwrap_or_default().to_owned();

@@ -1,0 +1,180 @@
+//! What is in the store, against the lines of the files.
+//!
+//! In: the node with its store, the lines. Out: figures, or what differs. What always holds: a line is compared in every field, and its time
+//! in the store with its `end_time`; panels are compared with what `expect.rs` computes from the lines, graphs point by point.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::{Map, Value};
+
+use super::expect;
+use super::mininode::{Mininode, until};
+use super::stores::{ask_graph, ask_logs, ask_stats};
+use crate::dashboards::{self, description::Kind};
+
+/// Seconds between two points of a graph.
+const STEP: i64 = 10;
+
+/// The lines of the store, as a multiset, are those of the files.
+pub fn all(node: &Mininode, lines: &[Value]) -> anyhow::Result<String> {
+    let count = || -> anyhow::Result<usize> {
+        let rows = ask_logs(&node.namespace, "* | stats count() as value")?;
+        Ok(rows.first().and_then(|row| row["value"].as_str()?.parse().ok()).unwrap_or_default())
+    };
+    let mut arrived = 0;
+    let all = until("every line has arrived", || {
+        arrived = count()?;
+        Ok(arrived >= lines.len())
+    });
+    all.with_context(|| format!("{arrived} of {} lines are in the store", lines.len()))?;
+    let mut balance: BTreeMap<_, i64> = BTreeMap::new();
+    for line in lines {
+        *balance.entry(as_stored(line)).or_default() += 1;
+    }
+    let rows = ask_logs(&node.namespace, "*")?;
+    for row in &rows {
+        *balance.entry(of_row(row)?).or_default() -= 1;
+    }
+    let differing: Vec<_> = balance.iter().filter(|(_, by)| **by != 0).collect();
+    if let Some((line, by)) = differing.first() {
+        bail!("{} lines differ between files and store, the first by {by}: {line:?}", differing.len());
+    }
+    let times: std::collections::BTreeSet<_> = rows.iter().map(|row| row["_time"].to_string()).collect();
+    Ok(format!(
+        "{} lines in the files, {} in the store, equal in every field; {} distinct times, each its end_time",
+        lines.len(),
+        rows.len(),
+        times.len()
+    ))
+}
+
+/// A line as VictoriaLogs keeps it: text, without what is nothing, and what is nested by its path.
+fn as_stored(line: &Value) -> BTreeMap<String, String> {
+    let mut fields = BTreeMap::new();
+    if let Some(object) = line.as_object() {
+        flatten("", object, &mut fields);
+    }
+    fields.insert("_time".to_owned(), expect::text(&line["end_time"]));
+    fields
+}
+
+fn flatten(above: &str, object: &Map<String, Value>, fields: &mut BTreeMap<String, String>) {
+    for (name, value) in object {
+        let name = format!("{above}{name}");
+        match value {
+            Value::Object(below) => flatten(&format!("{name}."), below, fields),
+            Value::Null => {}
+            Value::String(text) if text.is_empty() => {}
+            other => {
+                fields.insert(name, expect::text(other));
+            }
+        }
+    }
+}
+
+fn of_row(row: &Value) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut fields = BTreeMap::new();
+    for (name, value) in row.as_object().context("a row that is no object")? {
+        let text = expect::text(value);
+        match name.as_str() {
+            "_msg" | "_stream" | "_stream_id" => {}
+            "_time" => {
+                let at: jiff::Timestamp = text.parse().with_context(|| format!("the time {text}"))?;
+                ensure!(at.subsec_nanosecond() == 0, "a time between two seconds: {text}");
+                fields.insert(name.clone(), at.as_second().to_string());
+            }
+            _ => {
+                fields.insert(name.clone(), text);
+            }
+        }
+    }
+    Ok(fields)
+}
+
+/// Each panel's query gives what the lines say.
+pub fn panels(node: &Mininode, lines: &[Value]) -> anyhow::Result<String> {
+    let (mut asked, mut compared, mut empty) = (0, 0, Vec::new());
+    let ends = || lines.iter().filter_map(|line| line["end_time"].as_i64());
+    let range = (ends().min().context("no lines")?, ends().max().context("no lines")? + 1);
+    for dashboard in dashboards::read()?.flows {
+        for panel in &dashboard.panels {
+            let name = format!("{}: {}", dashboard.id, panel.title);
+            let query = dashboards::logsql::query(panel)?;
+            let group = |labels: &Value| -> Vec<String> {
+                panel.by.iter().map(|name| labels.get(name).map(expect::text).unwrap_or_default()).collect()
+            };
+            // Of a graph, the time is part of the group.
+            let (mut shown, mut due) = (BTreeMap::new(), BTreeMap::new());
+            if panel.kind == Kind::Timeseries {
+                for (labels, at, value) in ask_graph(&node.namespace, &query, range, STEP)? {
+                    shown.insert((at, group(&labels)), number(&value));
+                }
+                let mut buckets: BTreeMap<i64, Vec<Value>> = BTreeMap::new();
+                for line in lines {
+                    let end = line["end_time"].as_i64().context("a line without end_time")?;
+                    buckets.entry(end - end.rem_euclid(STEP)).or_default().push(line.clone());
+                }
+                for (at, lines) in buckets {
+                    due.extend(
+                        expect::groups(panel, &lines).into_iter().map(|(group, value)| ((at, group), value)),
+                    );
+                }
+            } else {
+                for (labels, value) in ask_stats(&node.namespace, &query)? {
+                    shown.insert((0, group(&labels)), number(&value));
+                }
+                due.extend(
+                    expect::groups(panel, lines).into_iter().map(|(group, value)| ((0, group), value)),
+                );
+            }
+            asked += 1;
+            if due.is_empty() {
+                empty.push(panel.title.clone());
+            }
+            let limit = if panel.kind == Kind::Table { usize::try_from(panel.limit)? } else { usize::MAX };
+            // A number without lines is shown as none.
+            ensure!(
+                shown.len() == due.len().min(limit) || due.is_empty() && panel.by.is_empty(),
+                "{name}: {} values shown, {} expected",
+                shown.len(),
+                due.len()
+            );
+            for (group, value) in shown {
+                let due = due.get(&group).copied();
+                let equal = match (value, due) {
+                    (Some(value), Some(due)) => (value - due).abs() < 1e-9 * due.abs().max(1.0),
+                    (value, None) => panel.by.is_empty() && value.is_none_or(|value| value == 0.0),
+                    _ => false,
+                };
+                ensure!(equal, "{name}: {group:?} is {value:?}, the lines say {due:?}");
+                compared += 1;
+            }
+        }
+    }
+    Ok(format!(
+        "{asked} queries, {compared} values equal to those of the lines; without any line: {}",
+        if empty.is_empty() { "none".to_owned() } else { empty.join(", ") }
+    ))
+}
+
+fn number(text: &str) -> Option<f64> {
+    text.parse::<f64>().ok().filter(|value| value.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_line_and_its_row_are_the_same() {
+        let line = json!({"end_time": 1_700_000_000, "a": null, "p": {"e": ["x"]}, "b": true, "s": ""});
+        let row = json!({"_time": "2023-11-14T22:13:20Z", "_msg": "none", "_stream": "{}", "end_time": "1700000000", "p.e": "[\"x\"]", "b": "true"});
+        assert_eq!(as_stored(&line), of_row(&row).unwrap());
+        let late =
+            json!({"_time": "2023-11-14T22:13:21Z", "end_time": "1700000000", "p.e": "[\"x\"]", "b": "true"});
+        assert_ne!(as_stored(&line), of_row(&late).unwrap());
+    }
+}
