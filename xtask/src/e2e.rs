@@ -17,6 +17,7 @@ mod stores;
 mod table;
 mod traffic;
 mod watched;
+mod world;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ use day::Day;
 use mininode::{Mininode, NODE};
 use stores::Stores;
 use table::Table;
+use world::World;
 
 #[derive(clap::Args)]
 pub struct Arguments {}
@@ -72,6 +74,7 @@ const RULES: &str = "table inet e2e {
     udp dport 9090 counter name denied drop
     udp dport 7070 counter name mismatched drop
     udp dport 9999 counter name flooded drop
+    ip daddr 203.0.113.53 udp dport 53 drop
   }
 }
 ";
@@ -85,7 +88,8 @@ pub fn run(_: &Arguments) -> anyhow::Result<ExitCode> {
         );
         return Ok(NODE_MISSING.into());
     }
-    let needed: Vec<_> = NEEDED.into_iter().chain(packages::NODE).chain(packages::STORES).collect();
+    let needed: Vec<_> =
+        NEEDED.into_iter().chain(packages::NODE).chain(packages::STORES).chain(packages::DNS).collect();
     let more = packages::package_of_file("/usr/lib/cni/bridge", "containernetworking-plugins");
     let more: Vec<_> = more.into_iter().chain(packages::rsyslog_elasticsearch()).collect();
     packages::install_missing(&needed, &more)?;
@@ -114,6 +118,7 @@ pub fn run(_: &Arguments) -> anyhow::Result<ExitCode> {
         )?;
         Ok((node, version))
     })?;
+    let _world = World::start(&node)?;
     let logs = node.at("log");
     let mut chart = Chart::new(&node, &logs)?;
     table.need("helm install", || {

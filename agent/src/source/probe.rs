@@ -96,7 +96,7 @@ pub fn findings(config: &Config) -> (Vec<Finding>, Choice) {
     all.extend(bypass::findings());
     all.push(log_directory(&config.flow_logs_file_directory));
     all.extend(collectors(config));
-    all.extend(not_yet());
+    all.push(not_yet());
     let choice = choose(config.flow_logs_source, &sources);
     (all, choice)
 }
@@ -437,18 +437,10 @@ fn collector_of(
     Finding::not_ok(topic, state, detail, remedy)
 }
 
-/// Contract fields whose source this version does not have: their columns carry the documented absent value.
-fn not_yet() -> impl Iterator<Item = Finding> {
-    [
-        ("source tc", "for dataplanes that pass connection tracking by"),
-        ("DNS", "no DNS log, no domains"),
-        ("policy evaluation", "policies come from verdict lines of a recording alone"),
-        ("Kubernetes API watch", "the cluster comes from files (--cluster)"),
-    ]
-    .into_iter()
-    .map(|(topic, means)| {
-        Finding::not_ok(topic, State::Off, format!("not part of this version: {means}"), "")
-    })
+/// What this version does not have.
+fn not_yet() -> Finding {
+    let detail = "not part of this version: for dataplanes that pass connection tracking by";
+    Finding::not_ok("source tc", State::Off, detail.to_owned(), "")
 }
 
 fn read(path: &str) -> Option<String> {

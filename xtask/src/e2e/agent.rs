@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::image;
 use super::mininode::{Mininode, NODE, until};
-use super::stores;
+use super::{stores, world};
 use crate::deploy::render;
 use crate::python;
 
@@ -26,8 +26,8 @@ pub const METRICS_PORT: u16 = 9191;
 const HEALTH_PORT: u16 = 9097;
 /// Seconds that a window is open.
 pub const WINDOW: u64 = 2;
-/// Of linux/capability.h: the chart's three.
-const CAPABILITIES: [(&str, u32); 3] = [("NET_ADMIN", 12), ("PERFMON", 38), ("BPF", 39)];
+/// Of linux/capability.h: the chart's three, and the one that DNS needs.
+const CAPABILITIES: [(&str, u32); 4] = [("NET_ADMIN", 12), ("NET_RAW", 13), ("PERFMON", 38), ("BPF", 39)];
 
 pub struct Chart<'n> {
     node: &'n Mininode,
@@ -46,6 +46,8 @@ impl<'n> Chart<'n> {
             "image": {"repository": image::NAME, "tag": image::TAG, "pullPolicy": "Never"},
             "logPath": logs, "runPath": node.at("run"),
             "metrics": {"enabled": true, "port": METRICS_PORT},
+            "dns": {"enabled": true},
+            "config": {"flowLogsCollectTcpStats": true, "flowLogsCollectDestDomains": true, "dnsTrustedServers": [world::HOST]},
             // What the plugin ServiceAccount and the cluster's DNS give elsewhere.
             "extraEnv": [
                 {"name": "KUBERNETES_SERVICE_HOST", "value": "127.0.0.1"},

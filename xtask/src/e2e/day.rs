@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 
 use super::agent::{Chart, WINDOW};
 use super::lines::{self, Sum};
-use super::mininode::{Mininode, until};
-use super::shipped;
+use super::mininode::{Mininode, NODE, until};
 use super::stores::{Stores, number};
 use super::table::Table;
 use super::traffic::{BYTES, datagrams, questions, scatter, sink};
 use super::watched::{Moment, alerts, health};
+use super::{shipped, world};
 use crate::demo::kernel;
 use crate::netns::Namespace;
 
@@ -65,7 +65,6 @@ impl Pods {
 impl Day<'_> {
     pub fn live(&mut self, table: &mut Table) -> anyhow::Result<()> {
         let node = self.node;
-        let rules = ruleset(node)?;
         let pods = Pods::find(node, "server-1")?;
         let first = pods.address;
         let mut known = Vec::new();
@@ -104,6 +103,13 @@ impl Day<'_> {
         let pods = Pods::find(node, "server-2")?;
         let second = pods.address;
         scatter(&pods.client, 6200..=6209, second, 8080, false)?;
+        world::serve(node, second)?;
+        let rules = ruleset(node)?;
+        // To a Service; out of the cluster, after a question and without leave.
+        scatter(&pods.client, 6300..=6304, world::SERVICE, 80, false)?;
+        world::ask(&pods.client, 6400)?;
+        scatter(&pods.client, 6401..=6404, world::HOST, 8443, false)?;
+        scatter(&node.inside("shop", "crawler-1")?, 6500..=6502, world::OTHER_DNS, 53, false)?;
         table.need("ten rotations, rsyslog restarted among them", || self.rotations(&pods))?;
         table.check("Prometheus' counters are those of the lines", || {
             moment.equal(node, &read).map(|figures| ((), figures))
@@ -130,10 +136,17 @@ impl Day<'_> {
         table.check("what was injected is in lines or counted", || flooded(node, &lines, lost));
         table.check("names", || {
             let (to_first, to_second) =
-                (lines::named(&lines, 5001..=5013, ("server-1", first))?, lines::named(&lines, 6200..=6209, ("server-2", second))?);
+                (lines::all(&lines, 5001..=5013, &pair("server-1", first))?, lines::all(&lines, 6200..=6209, &pair("server-2", second))?);
+            let to_service = lines::all(&lines, 6300..=6304, &json!({
+                "source_name": "client-1", "dest_name": "server-2", "dest_service_namespace": "shop",
+                "dest_service_name": "web", "dest_service_port": "talk", "dest_service_port_num": 80, "action": "allow",
+            }))?;
+            let beyond = lines::all(&lines, 6401..=6404, &json!({
+                "source_name": "client-1", "dest_type": "net", "dest_name_aggr": "pub", "dest_domains": [world::DOMAIN], "action": "allow", "reporter": "src",
+            }))?;
             let clusters = lines.iter().filter(|line| line["cluster"] == "day").count();
             ensure!(clusters > 0 && clusters < lines.len(), "{clusters} lines of the cluster `day`");
-            Ok(((), format!("{to_first} lines to server-1 at {first}, {to_second} to its successor at {second}; {clusters} lines with the upgrade's cluster name")))
+            Ok(((), format!("{to_first} lines to server-1 at {first}, {to_second} to its successor at {second}, {to_service} to the Service, {beyond} to {}; {clusters} lines with the upgrade's cluster name", world::DOMAIN)))
         });
         table.check("denied and mismatched flows", || {
             dropped(node, &lines, &[("denied", 9090, denied), ("mismatched", 7070, mismatched)])
@@ -317,6 +330,14 @@ impl Killed {
         }
         Ok(((), figures))
     }
+}
+
+/// What a line from the shop's client to its server says.
+fn pair(server: &str, address: IpAddr) -> Value {
+    json!({
+        "host": NODE, "source_namespace": "shop", "source_name": "client-1", "source_name_aggr": "client-*", "source_type": "wep",
+        "dest_namespace": "shop", "dest_name": server, "dest_name_aggr": "server-*", "dest_type": "wep", "dest_ip": address, "action": "allow",
+    })
 }
 
 fn told(known: &[Known]) -> String {

@@ -5,10 +5,8 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
-
-use super::mininode::NODE;
 
 /// Packets and bytes.
 pub type Sum = (u64, u64);
@@ -44,36 +42,21 @@ pub fn add((packets, bytes): Sum, line: &Value, direction: &str) -> Sum {
     (packets + of("packets"), bytes + of("bytes"))
 }
 
-/// Lines that tell traffic of a client that used one of these ports.
-pub fn of_ports(lines: &[Value], ports: std::ops::RangeInclusive<u64>) -> impl Iterator<Item = &Value> {
-    lines.iter().filter(move |line| {
+/// Every line that tells traffic of a client that used one of these ports says this. How many those are; none is an error.
+pub fn all(lines: &[Value], ports: std::ops::RangeInclusive<u64>, expected: &Value) -> anyhow::Result<usize> {
+    let mut seen = 0;
+    let expected = expected.as_object().context("not an object")?;
+    for line in lines {
         // An agent that was killed adopts what is open and rests; such a connection may end before the cluster is known again.
         let moved = line["packets_in"] != 0 || line["packets_out"] != 0;
-        moved && line["source_port"].as_u64().is_some_and(|port| ports.contains(&port))
-    })
-}
-
-/// Every line of these ports has these names.
-pub fn named(
-    lines: &[Value],
-    ports: std::ops::RangeInclusive<u64>,
-    destination: (&str, std::net::IpAddr),
-) -> anyhow::Result<usize> {
-    let mut seen = 0;
-    for line in of_ports(lines, ports) {
-        let is_right = line["host"] == NODE
-            && line["source_namespace"] == "shop"
-            && line["source_name"] == "client-1"
-            && line["source_name_aggr"] == "client-*"
-            && line["source_type"] == "wep"
-            && line["dest_namespace"] == "shop"
-            && line["dest_name"] == destination.0
-            && line["dest_name_aggr"] == "server-*"
-            && line["dest_ip"] == destination.1.to_string()
-            && line["action"] == "allow";
-        ensure!(is_right, "not client-1 to {} at {}: {line}", destination.0, destination.1);
+        if !moved || !line["source_port"].as_u64().is_some_and(|port| ports.contains(&port)) {
+            continue;
+        }
+        if let Some((name, value)) = expected.iter().find(|(name, value)| line[name.as_str()] != **value) {
+            bail!("{name} is {}, not {value}: {line}", line[name.as_str()]);
+        }
         seen += 1;
     }
-    ensure!(seen > 0, "no line to {}", destination.0);
+    ensure!(seen > 0, "no line of the ports {ports:?}");
     Ok(seen)
 }

@@ -17,7 +17,7 @@ use crate::netns::{Namespace, run, search_path, tool};
 
 const NAMESPACE: &str = "/run/netns/mininode";
 pub const NODE: &str = "n1";
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Mininode {
     scripts: PathBuf,
