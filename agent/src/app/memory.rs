@@ -24,6 +24,16 @@ const LINES_WAITING: u64 = 10;
 const KERNEL_MAPS: u64 = 10;
 const LIVE: u64 = 8;
 
+/// Of the machine's memory, for events that wait in the kernel: only while they wait.
+const EVENTS_OF_MACHINE: usize = 64;
+const LEAST_EVENTS: usize = 8 << 20;
+
+/// Bytes of the machine's memory.
+fn machine() -> usize {
+    let machine = rustix::system::sysinfo();
+    (machine.totalram as usize).saturating_mul(machine.mem_unit as usize)
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Memory {
     pub(super) bytes: u64,
@@ -49,9 +59,7 @@ impl Memory {
         for (resource, of) in [(Resource::Data, "RLIMIT_DATA"), (Resource::As, "RLIMIT_AS")] {
             all.extend(getrlimit(resource).current.map(|bytes| Self { bytes, of: of.to_owned() }));
         }
-        let machine = rustix::system::sysinfo();
-        let total = (machine.totalram as u64).saturating_mul(u64::from(machine.mem_unit));
-        all.push(Self { bytes: total, of: "the machine".to_owned() });
+        all.push(Self { bytes: machine() as u64, of: "the machine".to_owned() });
         all.into_iter().min_by_key(|memory| memory.bytes).unwrap_or(Self { bytes: 0, of: String::new() })
     }
 
@@ -84,6 +92,8 @@ impl Memory {
         Bounds {
             connections: default.connections.min(self.limits().connections),
             map_bytes: default.map_bytes.min(self.part(KERNEL_MAPS)),
+            // Not this process' memory, nor its cgroup's.
+            event_bytes: default.event_bytes.min((machine() / EVENTS_OF_MACHINE).max(LEAST_EVENTS)),
         }
     }
 

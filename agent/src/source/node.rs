@@ -29,6 +29,12 @@ const DROPS_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it is looked whether the modules that are probed are still the same.
 const MODULES_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What comes gathers for so long before it is looked at: one wake-up then reads many records. Far less than what a
+/// reader of live lines notices, and than it takes to fill any buffer.
+const GATHER: Duration = Duration::from_millis(20);
+/// So many records of one look say that more wait.
+const BUSY: usize = 1 << 11;
+
 /// How often a module that was not loaded is looked for again.
 const RETRY_ATTACH: Duration = Duration::from_secs(5);
 
@@ -56,11 +62,13 @@ pub struct Bounds {
     pub connections: usize,
     /// Kernel memory of maps for connections (source ebpf).
     pub map_bytes: u64,
+    /// Kernel memory of events that wait to be read (source netlink).
+    pub event_bytes: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { connections: 1 << 21, map_bytes: 64 << 20 }
+        Self { connections: 1 << 21, map_bytes: 64 << 20, event_bytes: 64 << 20 }
     }
 }
 
@@ -79,6 +87,7 @@ pub struct NodeSources {
     next_attach: Instant,
     next_modules: Instant,
     next_drops: Instant,
+    next_look: Instant,
 }
 
 impl NodeSources {
@@ -102,7 +111,8 @@ impl NodeSources {
         let mut options = EbpfOptions::with_limits(&limits);
         options.map_memory_bytes = options.map_memory_bytes.min(bounds.map_bytes);
         let open_ebpf = || EbpfSource::open(&options).map(|s| Connections::Ebpf(Box::new(s)));
-        let options = NetlinkOptions { most_connections: bounds.connections, ..NetlinkOptions::default() };
+        let options =
+            NetlinkOptions { most_connections: bounds.connections, receive_buffer_bytes: bounds.event_bytes };
         let open_netlink = || NetlinkSource::open(&options).map(|s| Connections::Netlink(Box::new(s)));
         let connections = match config.flow_logs_source {
             SourceKind::Ebpf => open_ebpf()?,
@@ -136,6 +146,7 @@ impl NodeSources {
             next_attach,
             next_modules: next_attach,
             next_drops: next_attach,
+            next_look: next_attach,
         })
     }
 
@@ -215,10 +226,18 @@ impl NodeSources {
         if Instant::now() >= self.next_drops {
             self.collect_drops(step);
         }
+        let pause = self.next_look.saturating_duration_since(Instant::now()).min(timeout);
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
+        let rest = timeout.saturating_sub(pause);
         let outcome = match &mut self.connections {
-            Connections::Ebpf(source) => source.poll(timeout, &mut self.batch).map_err(|e| e.to_string()),
-            Connections::Netlink(source) => source.poll(timeout, &mut self.batch).map_err(|e| e.to_string()),
+            Connections::Ebpf(source) => source.poll(rest, &mut self.batch).map_err(|e| e.to_string()),
+            Connections::Netlink(source) => source.poll(rest, &mut self.batch).map_err(|e| e.to_string()),
         };
+        if (1..BUSY).contains(&self.batch.len()) {
+            self.next_look = Instant::now() + GATHER;
+        }
         let failed = outcome.is_err();
         self.hand_over(outcome, step);
         self.collectors.collect(&mut self.batch);

@@ -45,12 +45,17 @@ const RESYNC_INTERVAL: Duration = Duration::from_millis(100);
 const PASS_SHARE: u32 = 10;
 /// How often an interrupted dump is tried.
 const DUMP_ATTEMPTS: usize = 3;
-/// Events of one drain: more than any receive buffer holds, so that a drain ends under a storm too.
+/// Events of one drain behind a dump: more than any receive buffer holds, so that a drain ends under a storm too.
 const DRAIN_LIMIT: usize = 1 << 18;
+/// Events of one poll, so that what they become needs little room; the next poll goes on.
+const POLL_LIMIT: usize = 1 << 15;
+/// Room for events that is kept between polls.
+const QUEUE_KEPT: usize = 1 << 12;
 
 #[derive(Clone, Debug)]
 pub struct NetlinkOptions {
-    /// Wanted size of the socket's receive buffer: an event takes about 1 KiB of it.
+    /// Wanted size of the socket's receive buffer: an event takes about 1 KiB of it. The kernel's collector ends expired
+    /// connections in bursts of tens of thousands; memory is taken only while events wait.
     pub receive_buffer_bytes: usize,
     /// Connections that are remembered; fewer where the kernel has no more.
     pub most_connections: usize,
@@ -58,7 +63,7 @@ pub struct NetlinkOptions {
 
 impl Default for NetlinkOptions {
     fn default() -> Self {
-        Self { receive_buffer_bytes: 8 << 20, most_connections: 1 << 21 }
+        Self { receive_buffer_bytes: 32 << 20, most_connections: 1 << 21 }
     }
 }
 
@@ -95,7 +100,10 @@ pub enum SourceError {
 pub struct NetlinkSource {
     events: EventSocket,
     requests: RequestSocket,
-    buffer: Box<[u8]>,
+    /// Read and not yet told: the queue is emptied first, told afterwards, so that a burst finds room.
+    read: Vec<CtMessage>,
+    /// The kernel was dropping messages when the queue was last looked at.
+    congested: bool,
     live: Live,
     /// `nf_conntrack_events=2`: adopted connections end without an event.
     silent_tail: bool,
@@ -142,7 +150,8 @@ impl NetlinkSource {
         Ok(Self {
             events,
             requests,
-            buffer: socket::buffer(),
+            read: Vec::new(),
+            congested: false,
             live: Live::new(capacity),
             silent_tail,
             lost: false,
@@ -168,13 +177,7 @@ impl NetlinkSource {
     pub fn poll(&mut self, timeout: Duration, out: &mut Vec<Observed>) -> Result<(), SourceError> {
         let wait = self.next_own_pass().map_or(timeout, |due| timeout.min(due));
         self.events.wait(wait).map_err(SourceError::Events)?;
-        let mut events = Vec::new();
-        let drained = self.drain(&mut events);
-        let at = now();
-        for event in &events {
-            self.live.event(event, false, at, out);
-        }
-        drained?;
+        self.tell_queued(POLL_LIMIT, out)?;
         if self.next_own_pass() == Some(Duration::ZERO) {
             self.pass(Pass::Quiet, out)?;
         }
@@ -225,13 +228,7 @@ impl NetlinkSource {
         let started = Instant::now();
         if pass != Pass::Adopt {
             // Older events first: only what is queued behind the dump can race with it.
-            let mut events = Vec::new();
-            let drained = self.drain(&mut events);
-            let at = now();
-            for event in &events {
-                self.live.event(event, false, at, out);
-            }
-            drained?;
+            self.tell_queued(DRAIN_LIMIT, out)?;
         }
         let after_loss = std::mem::take(&mut self.lost);
         let dumped = self.dump(pass, out);
@@ -248,7 +245,7 @@ impl NetlinkSource {
         // A dump is what keeps us longest from reading.
         self.queued = self.queued.max(self.events.queued());
         let mut events = Vec::new();
-        let drained = self.drain(&mut events);
+        let drained = self.drain(DRAIN_LIMIT, &mut events);
         let emptied = matches!(drained, Ok(true));
         let completeness = Completeness { whole: whole && emptied, after_loss };
         // Ends that are owed but could not be told by an incomplete pass are owed to the next one.
@@ -282,42 +279,59 @@ impl NetlinkSource {
         Ok(outcome)
     }
 
-    /// Reads all queued events. True: the queue was emptied and nothing was lost on the way.
-    fn drain(&mut self, events: &mut Vec<CtMessage>) -> Result<bool, SourceError> {
-        let mut overrun = false;
+    /// Reads queued events, about `limit` of them at most, and tells them.
+    fn tell_queued(&mut self, limit: usize, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        let mut read = std::mem::take(&mut self.read);
+        let drained = self.drain(limit, &mut read);
+        let at = now();
+        for event in read.drain(..) {
+            self.live.event(&event, false, at, out);
+        }
+        read.shrink_to(QUEUE_KEPT);
+        self.read = read;
+        drained.map(drop)
+    }
+
+    /// Reads queued events, about `limit` of them at most. True: the queue was emptied and nothing was lost on the way.
+    fn drain(&mut self, limit: usize, queued: &mut Vec<CtMessage>) -> Result<bool, SourceError> {
+        let Self { events, live, .. } = self;
+        let mut headers = EventSocket::headers();
+        let mut unread = 0;
+        let mut overrun = 0;
         let emptied = loop {
-            if events.len() >= DRAIN_LIMIT {
+            if queued.len() >= limit {
                 break false;
             }
-            match self.events.receive(&mut self.buffer).map_err(SourceError::Events)? {
-                Received::Empty => break true,
-                Received::Overrun(n) => {
-                    overrun = true;
-                    self.live.losses.add(OVERRUN, n);
-                }
-                Received::Bytes(len) => {
-                    for message in messages(self.buffer.get(..len).unwrap_or_default()) {
-                        match message.map_err(|()| ParseError::Header).and_then(parse_message) {
-                            Ok(Some(m)) => events.push(m),
-                            Ok(None) => {}
-                            Err(_) => {
-                                self.live.losses.add(PARSE_ERROR, 1);
-                                overrun = true;
-                            }
-                        }
+            let received = events.receive(&mut headers, |bytes| {
+                for message in messages(bytes) {
+                    match message.map_err(|()| ParseError::Header).and_then(parse_message) {
+                        Ok(Some(m)) => queued.push(m),
+                        Ok(None) => {}
+                        Err(_) => unread += 1,
                     }
                 }
+            });
+            match received.map_err(SourceError::Events)? {
+                Received::Empty => break true,
+                Received::Overrun(n) => {
+                    self.congested = true;
+                    overrun += n;
+                }
+                Received::Some => {}
             }
         };
-        if overrun {
-            // Dropping went on until the queue was empty.
-            let more = self.events.newly_dropped();
-            if more > 0 {
-                self.live.losses.add(OVERRUN, more);
-            }
-            self.lost = true;
+        if self.congested {
+            // Once it has dropped one, the kernel drops until the queue is empty.
+            overrun += events.newly_dropped();
+            self.congested = !emptied;
         }
-        Ok(emptied && !overrun)
+        for (stage, n) in [(PARSE_ERROR, unread), (OVERRUN, overrun)] {
+            if n > 0 {
+                live.losses.add(stage, n);
+                self.lost = true;
+            }
+        }
+        Ok(emptied && unread == 0 && overrun == 0)
     }
 }
 

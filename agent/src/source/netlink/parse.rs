@@ -5,12 +5,13 @@
 //! newer kernel's additions do no harm; attributes it knows must have their exact size.
 //!
 //! Why not netlink-packet-netfilter: its 0.4 leaves counters, id, zone and timestamps as raw bytes and copies
-//! every attribute into a vector; this reader walks netlink-packet-core's iterator over the received buffer.
+//! every attribute into a vector. Why not netlink-packet-core's iterator either: it checks and reads each attribute's
+//! length four times over, which was a fifth of the source's CPU time.
 //! Numbers are from include/uapi/linux/netfilter/nfnetlink_conntrack.h; values are big endian.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_packet_core::{NetlinkBuffer, NlasIterator};
+use netlink_packet_core::NetlinkBuffer;
 
 use crate::model::{
     Addresses, Counters, Directional, FiveTuple, Icmp, Proto, TcpState, Timestamp, canonical,
@@ -324,15 +325,26 @@ fn parse_timestamp(bytes: &[u8]) -> Result<(Option<Timestamp>, Option<Timestamp>
     Ok((started, stopped))
 }
 
-/// Calls `visit(type, value)` for each attribute; the NESTED and NET_BYTEORDER flags are already masked off.
+/// The bits of an attribute's type that are its type: the others say NESTED and NET_BYTEORDER.
+const TYPE_MASK: u16 = 0x3fff;
+
+/// Calls `visit(type, value)` for each attribute: `struct nlattr` (length with this header, type; both in the host's order), then
+/// the value, padded to four bytes.
 fn each(
     bytes: &[u8],
     what: &'static str,
     mut visit: impl FnMut(u16, &[u8]) -> Result<(), ParseError>,
 ) -> Result<(), ParseError> {
-    for attribute in NlasIterator::new(bytes) {
-        let attribute = attribute.map_err(|_| ParseError::Attributes(what))?;
-        visit(attribute.kind(), attribute.value())?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let Some((&[a, b, c, d], _)) = rest.split_first_chunk() else {
+            return Err(ParseError::Attributes(what));
+        };
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        // A length below the header's own is refused here too.
+        let value = rest.get(4..length).ok_or(ParseError::Attributes(what))?;
+        visit(u16::from_ne_bytes([c, d]) & TYPE_MASK, value)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(())
 }

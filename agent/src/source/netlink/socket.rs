@@ -8,13 +8,14 @@
 //! Not here: what the messages mean (`parse`), and what to do about a loss (`mod`).
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, IoSliceMut, Read, Seek};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use netlink_packet_core::NetlinkBuffer;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, MultiHeaders, NetlinkAddr, recvmmsg};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, bind, getsockname, recvfrom,
@@ -42,9 +43,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// `struct nlmsghdr`
 const HEADER_LEN: usize = 16;
 
-pub(super) fn buffer() -> Box<[u8]> {
-    vec![0; BUFFER_LEN].into_boxed_slice()
-}
+/// Events of one call, and room for each: the kernel sends them one by one, none with more than a page.
+const EVENTS_AT_ONCE: usize = 32;
+const EVENT_LEN: usize = 4 << 10;
 
 fn open() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER))?)
@@ -69,7 +70,7 @@ pub(super) fn messages(bytes: &[u8]) -> impl Iterator<Item = Result<&[u8], ()>> 
 }
 
 pub(super) enum Received {
-    Bytes(usize),
+    Some,
     /// Nothing (more) is queued.
     Empty,
     /// The receive buffer was full: this many messages were dropped (at least 1).
@@ -82,6 +83,7 @@ pub(super) struct EventSocket {
     /// /proc/net/netlink, opened where the socket was: it stays this network namespace's in any other thread.
     table: Option<File>,
     dropped: u64,
+    buffer: Box<[u8]>,
 }
 
 impl EventSocket {
@@ -101,7 +103,13 @@ impl EventSocket {
         bind(&fd, &SocketAddrNetlink::new(0, GROUPS))?;
         let port = SocketAddrNetlink::try_from(getsockname(&fd)?)?.pid();
         let table = File::open("/proc/thread-self/net/netlink").ok();
-        Ok(Self { fd, port, table, dropped: 0 })
+        let buffer = vec![0; EVENTS_AT_ONCE * EVENT_LEN].into_boxed_slice();
+        Ok(Self { fd, port, table, dropped: 0, buffer })
+    }
+
+    /// What [`Self::receive`] fills in.
+    pub fn headers() -> MultiHeaders<NetlinkAddr> {
+        MultiHeaders::preallocate(EVENTS_AT_ONCE, None)
     }
 
     /// Waits until something is queued, or until `limit` is over.
@@ -111,29 +119,42 @@ impl EventSocket {
             tv_nsec: limit.subsec_nanos().into(),
         };
         match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&limit)) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(e) => Err(e.into()),
         }
     }
 
-    pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
-        loop {
-            match recvfrom(&self.fd, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
-                Ok((_, len, from)) => {
-                    if is_kernel(from) {
-                        return Ok(if len > buffer.len() {
-                            Received::Overrun(1)
-                        } else {
-                            Received::Bytes(len)
-                        });
-                    }
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(Received::Empty),
-                Err(Errno::NOBUFS) => return Ok(Received::Overrun(self.newly_dropped().max(1))),
-                Err(e) => return Err(e.into()),
+    /// Hands over what is queued, up to [`EVENTS_AT_ONCE`]: one system call for all of them, since a call a message
+    /// is what small messages cost most. One that is longer than its room is told as an overrun.
+    pub fn receive(
+        &mut self,
+        headers: &mut MultiHeaders<NetlinkAddr>,
+        mut visit: impl FnMut(&[u8]),
+    ) -> io::Result<Received> {
+        let mut rooms = self.buffer.chunks_exact_mut(EVENT_LEN);
+        let mut slices: [[IoSliceMut<'_>; 1]; EVENTS_AT_ONCE] =
+            std::array::from_fn(|_| [IoSliceMut::new(rooms.next().unwrap_or_default())]);
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let received = match recvmmsg(self.fd.as_raw_fd(), headers, slices.iter_mut(), flags, None) {
+            Ok(received) => received,
+            Err(Errno::EINTR) => return Ok(Received::Some),
+            Err(Errno::EAGAIN) => return Ok(Received::Empty),
+            Err(Errno::ENOBUFS) => return Ok(Received::Overrun(self.newly_dropped().max(1))),
+            Err(e) => return Err(e.into()),
+        };
+        let mut cut = 0;
+        for message in received {
+            // Any process may send to a netlink port; the kernel's is 0.
+            if message.address.is_none_or(|address| address.pid() != 0) {
+                continue;
             }
+            if message.flags.contains(MsgFlags::MSG_TRUNC) {
+                cut += 1;
+                continue;
+            }
+            message.iovs().for_each(&mut visit);
         }
+        Ok(if cut > 0 { Received::Overrun(cut) } else { Received::Some })
     }
 
     /// Messages the kernel dropped on this socket since the last call, as far as it tells.
@@ -204,7 +225,7 @@ impl RequestSocket {
         let fd = open()?;
         bind(&fd, &SocketAddrNetlink::new(0, 0))?;
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(ANSWER_LIMIT))?;
-        Ok(Self { fd, sequence: 0, buffer: buffer() })
+        Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER_LEN].into_boxed_slice() })
     }
 
     /// Asks for every entry of both families; the counters are read, never zeroed.
@@ -261,8 +282,8 @@ impl RequestSocket {
         loop {
             let (len, from) = match recvfrom(self.fd.as_fd(), &mut *self.buffer, RecvFlags::TRUNC) {
                 Ok((_, len, from)) => (len, from),
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(rustix::io::Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
                 Err(e) => return Err(e.into()),
             };
             if !is_kernel(from) {
