@@ -37,7 +37,7 @@ use super::memory::Memory;
 use super::outside::{Beats, Outside, Shown};
 use super::world::{Batch, Origin, Watched, load_world, ready_of};
 use super::writer::{Lines, Output, Writer};
-use super::{Clock, Tasks, settings};
+use super::{Clock, Tasks, allocator, settings};
 
 /// How long the source may wait for the kernel before the loop looks at the time and the stop flag.
 const POLL: Duration = Duration::from_millis(100);
@@ -86,6 +86,7 @@ pub enum RunError {
 /// # Errors
 /// What keeps the agent from starting. Once it runs it goes on.
 pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -> Result<(), RunError> {
+    allocator::give_back_large_blocks();
     metrics.set_build();
     let (reload, mut configuration) = Reload::new(options.layers.clone(), metrics.clone());
     let reload = Arc::new(Mutex::new(reload));

@@ -5,6 +5,7 @@
 //! In: resolved configuration. Out: lines. Always: what sources told is stepped, in order, into one pipeline, and
 //! what a flush yields goes to one sink; the order of shutdown is sources, pipeline, sink.
 
+mod allocator;
 mod clock;
 mod cluster_configuration;
 mod configuration;

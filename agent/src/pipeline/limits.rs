@@ -30,7 +30,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 4 << 20,
-            ended: 256 << 10,
+            ended: 32 << 10,
             denied: 256 << 10,
             verdicts: 256 << 10,
             records: 2 << 20,

@@ -400,10 +400,15 @@ impl Pipeline {
             let fingerprint = self.fingerprint(&connection.key);
             self.ended_keys.insert(fingerprint, place);
         }
-        self.ended.push_back(connection);
-        if self.ended.len() > self.limits.ended
-            && let Some(mut oldest) = self.ended.pop_front()
-        {
+        // The oldest leaves before the new one comes: a queue one longer than its limit would take twice the memory.
+        let oldest = if self.ended.len() < self.limits.ended { None } else { self.ended.pop_front() };
+        let oldest = if self.limits.ended == 0 {
+            Some(connection)
+        } else {
+            self.ended.push_back(connection);
+            oldest
+        };
+        if let Some(mut oldest) = oldest {
             self.ended_folded += 1;
             self.stats.settled_early += u64::from(!oldest.flags.has(Flags::SETTLED));
             oldest.flags.set(Flags::REOPENED); // its key may still come again in this window
