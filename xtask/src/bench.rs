@@ -6,6 +6,15 @@
 //! only whether they work. Deliberately not here: what is measured (`agent/benches`), and figures to compare with
 //! (`agent/benches/README.md`).
 
+mod collectors;
+mod compare;
+mod load;
+mod node;
+mod pairs;
+mod probes;
+mod site;
+mod watchers;
+
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, ExitCode, Stdio};
 
@@ -15,7 +24,10 @@ use anyhow::{Context as _, bail};
 const LIVE: [&str; 3] = ["10000", "100000", "1000000"];
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    whole: Option<Whole>,
     /// Run each bench once over few flows, in a debug build: do they work?
     #[arg(long)]
     quick: bool,
@@ -23,7 +35,20 @@ pub struct Arguments {
     filter: Option<String>,
 }
 
+#[derive(clap::Subcommand)]
+enum Whole {
+    /// The agent on a node that forwards traffic, off and on; what it uses (as root, on a quiet machine).
+    Node(node::Arguments),
+    /// flowlogd and Debian's collectors under the same traffic (as root, on a quiet machine).
+    Compare(compare::Arguments),
+}
+
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    match &arguments.whole {
+        Some(Whole::Node(arguments)) => return node::run(arguments),
+        Some(Whole::Compare(arguments)) => return compare::run(arguments),
+        None => {}
+    }
     let filter = arguments.filter.as_deref();
     if arguments.quick {
         let mut path = cargo("test", "path");

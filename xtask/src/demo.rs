@@ -6,7 +6,6 @@
 //! own network is not touched; the exit code is 0 only if every sum is the kernel's and every kind of traffic was seen.
 //! Not here: what each step does (one file each).
 
-mod agent;
 mod cluster;
 mod compare;
 pub mod kernel;
@@ -25,8 +24,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, ensure};
 
+use crate::agent::Agent;
 use crate::netns;
-use agent::Agent;
 use compare::Comparison;
 use node::*;
 use traffic::{Client, Servers, ask, knock, ping, query, shout};
@@ -72,14 +71,16 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let replaced = seconds_now()? + i64::try_from(UNTIL_REPLACED.as_secs())?;
     let manifests = folder.path().join("cluster.json");
     cluster::write(&manifests, replaced)?;
-    let agent = Agent::start(&node.namespace, &binary, folder.path(), &manifests, arguments)?;
+    let agent = Agent::start(&node.namespace, &binary, folder.path(), &flags(&manifests, arguments)?)?;
     progress(&format!("flowlogd observes: source {}, drops {}", agent.source, agent.drops));
 
     drive(&node, pods, replaced, &flows, &progress)?;
     progress("traffic has ended; waiting for the kernel's counters to rest");
     let live = kernel::live(&node.namespace)?;
     let (source, drops, sees_drops) = (agent.source.clone(), agent.drops.clone(), agent.sees_drops());
-    agent.stop()?;
+    for warning in agent.stop()? {
+        eprintln!("demo: flowlogd says: {warning}");
+    }
     let connections = watch.finish(&live)?;
     let counters = kernel::counters(&node.namespace)?;
     progress("flowlogd has stopped");
@@ -130,6 +131,16 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let _ = folder.keep();
     println!("{}", flows.display());
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn flags<'a>(manifests: &'a Path, wished: &'a Arguments) -> anyhow::Result<Vec<&'a str>> {
+    let manifests = manifests.to_str().context("the temporary directory's path is no text")?;
+    let mut flags = vec!["--node", cluster::NODE_NAME, "--cluster", manifests, "--source", &wished.source];
+    flags.extend(["--set", "flowLogsFlushInterval=5s"]);
+    if wished.collect {
+        flags.extend(["--set", "flowLogsCollectProcessInfo=true", "--set", "flowLogsCollectTcpStats=true"]);
+    }
+    Ok(flags)
 }
 
 /// Both ends of every connection are this program's threads. Gives how many TCP lines do not say so.

@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask <verb>`, one file a verb.
 
+mod agent;
 mod apiserver;
 mod bench;
 mod codegen;
@@ -19,6 +20,7 @@ mod rooms;
 mod stores;
 mod supply;
 mod test;
+mod usage;
 mod vm;
 
 use std::process::ExitCode;

@@ -144,6 +144,11 @@ pub struct Process {
 }
 
 impl Process {
+    /// `setpriv` becomes the program: the id is the program's own.
+    pub fn id(&self) -> u32 {
+        hold(&self.child).id()
+    }
+
     pub fn is_running(&self) -> bool {
         matches!(hold(&self.child).try_wait(), Ok(None))
     }

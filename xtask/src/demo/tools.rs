@@ -23,10 +23,16 @@ pub fn prepare() -> anyhow::Result<()> {
 
 /// Builds the agent as this very command was built, and says where it is.
 pub fn build_agent() -> anyhow::Result<PathBuf> {
+    build_agent_as(&[])
+}
+
+/// The same with more flags of cargo's, such as `--release`.
+pub fn build_agent_as(flags: &[&str]) -> anyhow::Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args(["build", "--locked", "--package", "flowlogd", "--bin", "flowlogd"])
         .arg("--message-format=json-render-diagnostics")
+        .args(flags)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

@@ -8,21 +8,18 @@ use std::path::Path;
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
+use crate::agent::log_files;
+
 /// Packets and bytes.
 pub type Sum = (u64, u64);
 
 /// Every line of every file.
 pub fn read(flowlogs: &Path) -> anyhow::Result<Vec<Value>> {
     let mut lines = Vec::new();
-    for entry in fs::read_dir(flowlogs)?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let is_log = name == "flows.log"
-            || name.strip_prefix("flows.log.").is_some_and(|number| number.parse::<u32>().is_ok());
-        if !is_log {
-            continue;
-        }
+    for file in log_files(flowlogs)? {
+        let name = file.display();
         // One that was rotated away meanwhile would be missed: callers read when nothing is written.
-        for line in fs::read_to_string(entry.path())?.lines() {
+        for line in fs::read_to_string(&file)?.lines() {
             lines.push(
                 serde_json::from_str(line).with_context(|| format!("{name} has a line that is no JSON"))?,
             );

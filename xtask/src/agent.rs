@@ -1,6 +1,6 @@
-//! The agent under demonstration: `flowlogd run` inside the node's namespace.
+//! The agent: `flowlogd run` inside a node's namespace.
 //!
-//! In: its binary, the manifests, a folder. Out: when it observes, what it said of itself, its clean end.
+//! In: its binary, a folder for its lines, flags. Out: when it observes, what it said of itself, its clean end.
 //! What always holds: the environment's own configuration of an agent does not reach it; its log is kept beside its lines.
 
 use std::fs::{self, File};
@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::Signal;
 
-use super::cluster::NODE_NAME;
 use crate::netns::{Namespace, Process};
 
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -29,36 +28,15 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Returns when it observes.
-    pub fn start(
-        node: &Namespace,
-        binary: &Path,
-        folder: &Path,
-        cluster: &Path,
-        wished: &super::Arguments,
-    ) -> anyhow::Result<Self> {
+    /// Returns when it observes. `flags` come after `run` and the directory of its lines, which is `folder`.
+    ///
+    /// # Errors
+    /// It ends at its start, or does not observe in time; the message has what it logged.
+    pub fn start(node: &Namespace, binary: &Path, folder: &Path, flags: &[&str]) -> anyhow::Result<Self> {
         let log = folder.join("agent.log");
         let directory = format!("flowLogsFileDirectory={}", folder.display());
-        let cluster = cluster.to_str().context("the temporary directory's path is no text")?;
-        let collectors: &[&str] = if wished.collect {
-            &["--set", "flowLogsCollectProcessInfo=true", "--set", "flowLogsCollectTcpStats=true"]
-        } else {
-            &[]
-        };
-        let arguments = [
-            "run",
-            "--node",
-            NODE_NAME,
-            "--cluster",
-            cluster,
-            "--source",
-            &wished.source,
-            "--set",
-            "flowLogsFlushInterval=5s",
-            "--set",
-            &directory,
-        ];
-        let arguments: Vec<_> = arguments.iter().chain(collectors).map(AsRef::as_ref).collect();
+        let arguments = ["run", "--set", &directory];
+        let arguments: Vec<_> = arguments.iter().chain(flags).map(AsRef::as_ref).collect();
         let process = node.start(
             binary.as_os_str(),
             &arguments,
@@ -82,22 +60,37 @@ impl Agent {
         }
     }
 
-    /// SIGTERM, and its last window.
-    pub fn stop(mut self) -> anyhow::Result<()> {
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// SIGTERM, and its last window. What it warned of is worth a reader's time.
+    pub fn stop(mut self) -> anyhow::Result<Vec<String>> {
         let status = self.process.stop(Signal::TERM, STOP_PATIENCE)?;
         let said = fs::read_to_string(&self.log)?;
         ensure!(status.success(), "flowlogd ended with {status}:\n{}", said.trim_end());
-        // What it warned of is worth a reader's time.
-        for line in said.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")) {
-            eprintln!("demo: flowlogd says: {}", line.trim());
-        }
-        Ok(())
+        let warns = |line: &&str| line.contains(" WARN ") || line.contains(" ERROR ");
+        Ok(said.lines().filter(warns).map(|line| line.trim().to_owned()).collect())
     }
 
     /// Drops are observed here.
     pub fn sees_drops(&self) -> bool {
         !self.drops.starts_with("off")
     }
+}
+
+/// `flows.log` and what it was rotated to.
+pub fn log_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let is_log = |name: &str| {
+        name == "flows.log"
+            || name.strip_prefix("flows.log.").is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    Ok(entries
+        .flatten()
+        .filter(|entry| is_log(&entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path())
+        .collect())
 }
 
 /// `name=value` or `name="va lue"` of a log line.
