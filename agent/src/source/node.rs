@@ -294,15 +294,16 @@ impl NodeSources {
         let mut sockets = Vec::new();
         self.collectors.sweep(&mut sockets);
         loop {
-            // By shards, so that a million connections need no room at once.
+            // In parts, so that a million connections need no room at once, and hold up nothing.
             let (outcome, more) = match &mut self.connections {
                 Connections::Ebpf(source) => match source.sweep_shard(&mut self.batch) {
                     Ok(more) => (Ok(()), more),
                     Err(error) => (Err(error.to_string()), false),
                 },
-                Connections::Netlink(source) => {
-                    (source.sweep(&mut self.batch).map_err(|e| e.to_string()), false)
-                }
+                Connections::Netlink(source) => match source.sweep_part(&mut self.batch) {
+                    Ok(more) => (Ok(()), more),
+                    Err(error) => (Err(error.to_string()), false),
+                },
             };
             self.hand_over(outcome, step);
             if !more {

@@ -1,12 +1,13 @@
 //! The connections that this source has announced and not ended: what it takes to notice losses.
 //!
-//! In: events in the order of their queue, and passes (whole dumps). Out: observations. Pure: no socket, no
+//! In: events in the order of their queue, and passes (whole dumps), in turns. Out: observations. Pure: no socket, no
 //! clock. Bounded by `capacity`; a connection that finds no room is still told (New, End), only its loss
 //! could go unnoticed, and that is counted as `netlink_untracked`.
 //!
 //! What holds, whatever order a dump and the events race in:
-//! - a connection whose NEW event is queued behind a dump is announced by that event alone;
-//! - an entry that a dump shows and nobody announced is New (Adopt in the first pass);
+//! - a connection whose NEW event comes during a dump is announced by that event alone;
+//! - an entry that a dump shows and nobody announced is New (Adopt in the first pass), as soon as the dump is over;
+//! - what an event told of a connection is newer than what the dump shows in the same turn, which the kernel wrote before;
 //! - what we ended on its last known counters stays remembered for some passes: should it turn up again, it is
 //!   adopted at those counters, so that nothing is exported twice and nothing is left out.
 //!
@@ -74,6 +75,8 @@ struct Entry {
     tcp_state: Option<TcpState>,
     /// The pass that saw it (or ended it) last.
     seen: u8,
+    /// The pass in or after which its NEW event came.
+    born: u8,
     phase: Phase,
 }
 
@@ -87,6 +90,7 @@ impl Entry {
             icmp: m.icmp.map_or((0, 0), |i| (i.kind, i.code)),
             tcp_state: m.tcp_state,
             seen,
+            born: seen.wrapping_sub(1),
             phase,
         }
     }
@@ -157,6 +161,11 @@ pub(super) struct Live {
     capacity: usize,
     adopted: usize,
     pass: u8,
+    running: Option<Pass>,
+    /// Ended by an event since the dump's last turn: what it shows of them was written before.
+    destroyed: HashSet<CtKey, foldhash::fast::RandomState>,
+    /// Seen by this turn of a sweep: told as soon as the events are known that came before the kernel wrote them.
+    to_update: Vec<CtKey>,
     /// Entries whose key a pass found under another connection: settled when its events are known.
     replaced: Vec<CtMessage>,
     pub losses: Losses,
@@ -169,6 +178,9 @@ impl Live {
             capacity,
             adopted: 0,
             pass: 0,
+            running: None,
+            destroyed: HashSet::default(),
+            to_update: Vec::new(),
             replaced: Vec::new(),
             losses: Losses::default(),
         }
@@ -183,12 +195,22 @@ impl Live {
         self.adopted
     }
 
-    pub fn begin_pass(&mut self) {
+    pub fn begin_pass(&mut self, pass: Pass) {
         self.pass = self.pass.wrapping_add(1);
+        self.running = Some(pass);
+    }
+
+    /// A turn of the running pass's dump is over: what it shows next is written after the events that were told.
+    pub fn end_turn(&mut self) {
+        self.destroyed.clear();
     }
 
     /// One entry of the running pass's dump. Repeats do no harm.
-    pub fn see(&mut self, m: &CtMessage, pass: Pass, at: Timestamp, out: &mut Vec<Observed>) {
+    pub fn see(&mut self, m: &CtMessage, at: Timestamp, out: &mut Vec<Observed>) {
+        let Some(pass) = self.running else { return };
+        if self.destroyed.contains(&m.key) {
+            return;
+        }
         let room = self.entries.len() < self.capacity;
         let seen = self.pass;
         let Some(entry) = self.entries.get_mut(&m.key) else {
@@ -213,6 +235,10 @@ impl Live {
                 *entry = Entry::new(m, Phase::Candidate, seen);
                 return;
             }
+            Phase::Announced { .. } if entry.born == seen => {
+                entry.seen = seen;
+                return;
+            }
             Phase::Candidate => {}
             Phase::Announced { .. } | Phase::Adopted if entry.continues_as(m) => {}
             Phase::Announced { .. } | Phase::Adopted => {
@@ -221,45 +247,53 @@ impl Live {
                 return;
             }
         }
+        let counters = m.counters.unwrap_or(entry.counters);
+        let is_news = entry.seen != seen || counters != entry.counters;
         entry.seen = seen;
-        entry.counters = m.counters.unwrap_or(entry.counters);
+        entry.counters = counters;
         entry.tcp_state = m.tcp_state.or(entry.tcp_state);
+        if pass == Pass::Sweep && is_news && entry.phase != Phase::Candidate {
+            self.to_update.push(m.key);
+        }
+    }
+
+    /// After [`Self::end_turn`] and all events that were queued then: an Update for what the turn has shown and no event has
+    /// said better. One that ended and began anew under its key must not pass for itself.
+    pub fn tell_seen(&mut self, at: Timestamp, out: &mut Vec<Observed>) {
+        for key in self.to_update.drain(..) {
+            if let Some(entry) = self.entries.get(&key)
+                && matches!(entry.phase, Phase::Announced { .. } | Phase::Adopted)
+                && entry.born != self.pass
+            {
+                out.push(observed(at, entry.record(&key, ConnectionEvent::Update)));
+            }
+        }
+    }
+
+    /// Events still wait: what the turn has shown is left to the next sweep.
+    pub fn forget_seen(&mut self) {
+        self.to_update.clear();
     }
 
     /// The dump failed half way: forget what only it has shown.
     pub fn abandon_pass(&mut self) {
+        self.running = None;
+        self.destroyed.clear();
+        self.to_update.clear();
         self.replaced.clear();
         self.entries.retain(|_, entry| entry.phase != Phase::Candidate);
     }
 
-    /// The dump is over and `events` are those that were queued behind it: settles both, in an order in which
-    /// no connection is told twice.
-    pub fn finish_pass(
-        &mut self,
-        pass: Pass,
-        completeness: Completeness,
-        events: &[CtMessage],
-        at: Timestamp,
-        out: &mut Vec<Observed>,
-    ) {
-        let mut born: HashSet<CtKey, foldhash::fast::RandomState> = HashSet::default();
-        let mut destroyed: HashSet<CtKey, foldhash::fast::RandomState> = HashSet::default();
-        for m in events {
-            match m.kind {
-                CtKind::New => drop(born.insert(m.key)),
-                CtKind::Destroy => drop(destroyed.insert(m.key)),
-                CtKind::Update | CtKind::Entry => {}
-            }
-        }
+    /// The dump is over, and the events that came during it are told.
+    pub fn finish_pass(&mut self, completeness: Completeness, at: Timestamp, out: &mut Vec<Observed>) {
+        let Some(pass) = self.running.take() else { return };
+        self.destroyed.clear();
         let Self { entries, losses, .. } = self;
         let current = self.pass;
         let mut adopted = 0;
         entries.retain(|key, entry| {
             let seen = entry.seen == current;
-            // Whatever the dump showed of it, its events say it better.
-            let evented = born.contains(key);
             match entry.phase {
-                Phase::Candidate if evented => return false,
                 Phase::Candidate => {
                     let event = if pass == Pass::Adopt {
                         entry.phase = Phase::Adopted;
@@ -272,20 +306,16 @@ impl Live {
                 }
                 Phase::Announced { .. } | Phase::Adopted if seen => {
                     if let Phase::Announced { new_expected } = &mut entry.phase {
-                        // It had a whole pass's time to come; `born` says whether it comes now.
-                        *new_expected &= evented;
-                    }
-                    if pass == Pass::Sweep && !evented {
-                        out.push(observed(at, entry.record(key, ConnectionEvent::Update)));
+                        // It had a whole pass's time to come, unless events still wait.
+                        *new_expected &= !completeness.whole;
                     }
                 }
                 Phase::Announced { .. } | Phase::Adopted => {
                     let was_adopted = entry.phase == Phase::Adopted;
-                    let told_elsewhere = evented || destroyed.contains(key);
                     // The end of an announced one is an event: its absence alone says little (a dump passes
                     // over entries whose time is up but which are not destroyed yet).
                     let owed = was_adopted || completeness.after_loss;
-                    if completeness.whole && owed && !told_elsewhere {
+                    if completeness.whole && owed {
                         losses.add(if was_adopted { ADOPTED_TAIL } else { MISSED_END }, 1);
                         out.push(observed(at, entry.record(key, END)));
                         entry.phase = Phase::Ended { adopted: was_adopted };
@@ -303,21 +333,20 @@ impl Live {
         });
         self.adopted = adopted;
         for m in std::mem::take(&mut self.replaced) {
-            if !born.contains(&m.key) {
+            // An event may have said it better by now.
+            if self.entries.get(&m.key).is_some_and(|entry| entry.born != current && !entry.continues_as(&m))
+            {
                 self.replace(&m, true, at, out);
             }
-        }
-        for m in events {
-            self.event(m, pass == Pass::Adopt, at, out);
         }
         if self.entries.capacity() > 4 * self.entries.len().max(1024) {
             self.entries.shrink_to_fit();
         }
     }
 
-    /// One event. `adopting`: it was queued before the adoption had ended, so that a DESTROY of an unknown
-    /// connection is most likely of one older than the agent, whose baseline is not known.
-    pub fn event(&mut self, m: &CtMessage, adopting: bool, at: Timestamp, out: &mut Vec<Observed>) {
+    /// One event. Before the adoption has ended, a DESTROY of an unknown connection is most likely of one older than the
+    /// agent, whose baseline is not known.
+    pub fn event(&mut self, m: &CtMessage, at: Timestamp, out: &mut Vec<Observed>) {
         match m.kind {
             CtKind::New => match self.entries.get_mut(&m.key) {
                 Some(Entry { phase: Phase::Announced { new_expected: expected @ true }, id, .. })
@@ -328,8 +357,11 @@ impl Live {
                 _ => self.replace(m, false, at, out),
             },
             CtKind::Destroy => {
+                if self.running.is_some() {
+                    self.destroyed.insert(m.key);
+                }
                 let Some(mut entry) = self.entries.remove(&m.key) else {
-                    if adopting {
+                    if self.running == Some(Pass::Adopt) {
                         self.losses.add(ADOPTED_UNSEEN, 1);
                     } else {
                         // Its NEW was lost, or it found no room: the final counters are all there is to know.
@@ -342,8 +374,14 @@ impl Live {
                     Phase::Ended { .. } => {
                         out.push(observed(at, entry.record(&m.key, ConnectionEvent::Adopt)));
                     }
+                    // Shown by the dump, not told yet, and nobody announced it.
+                    Phase::Candidate => {
+                        let is_older = self.running == Some(Pass::Adopt);
+                        let event = if is_older { ConnectionEvent::Adopt } else { ConnectionEvent::New };
+                        out.push(observed(at, entry.record(&m.key, event)));
+                    }
                     Phase::Adopted => self.adopted = self.adopted.saturating_sub(1),
-                    Phase::Candidate | Phase::Announced { .. } => {}
+                    Phase::Announced { .. } => {}
                 }
                 entry.counters = m.counters.unwrap_or(entry.counters);
                 entry.tcp_state = m.tcp_state.or(entry.tcp_state);
@@ -373,7 +411,11 @@ impl Live {
             out.push(told(m, ConnectionEvent::New, at));
             return;
         }
-        self.entries.insert(m.key, Entry::new(m, Phase::Announced { new_expected }, self.pass));
+        let mut entry = Entry::new(m, Phase::Announced { new_expected }, self.pass);
+        if !new_expected {
+            entry.born = self.pass;
+        }
+        self.entries.insert(m.key, entry);
         out.push(told(m, ConnectionEvent::New, at));
     }
 }

@@ -41,8 +41,13 @@ const PARSE_ERROR: &str = "netlink_parse_error";
 const TAIL_INTERVAL: Duration = Duration::from_secs(1);
 /// After a loss: soon, but not in a tight loop while the burst that caused it goes on.
 const RESYNC_INTERVAL: Duration = Duration::from_millis(100);
-/// Dumps that nobody asked for take at most a tenth of the time.
-const PASS_SHARE: u32 = 10;
+/// Dumps after a loss take at most a tenth of the time.
+const RESYNC_SHARE: u32 = 10;
+/// Those for adopted connections a hundredth: a TCP connection that is over stays in the table for ten seconds and more, a UDP
+/// flow that rests for thirty, so that even some seconds between two looks miss little.
+const TAIL_SHARE: u32 = 100;
+/// Datagrams of a dump between two looks at the events: some thousand entries, milliseconds.
+const TURN: usize = 32;
 /// How often an interrupted dump is tried.
 const DUMP_ATTEMPTS: usize = 3;
 /// Events of one drain behind a dump: more than any receive buffer holds, so that a drain ends under a storm too.
@@ -105,6 +110,7 @@ pub struct NetlinkSource {
     /// The kernel was dropping messages when the queue was last looked at.
     congested: bool,
     live: Live,
+    running: Option<Running>,
     /// `nf_conntrack_events=2`: adopted connections end without an event.
     silent_tail: bool,
     /// Messages were lost since the last pass began.
@@ -113,6 +119,15 @@ pub struct NetlinkSource {
     last_pass_took: Duration,
     /// The most bytes that were queued behind a dump since [`Self::fills`] was asked.
     queued: u64,
+}
+
+/// A pass whose dump is being read.
+struct Running {
+    pass: Pass,
+    /// The time that its turns took so far.
+    took: Duration,
+    after_loss: bool,
+    attempts: usize,
 }
 
 impl NetlinkSource {
@@ -153,6 +168,7 @@ impl NetlinkSource {
             read: Vec::new(),
             congested: false,
             live: Live::new(capacity),
+            running: None,
             silent_tail,
             lost: false,
             last_pass: Instant::now(),
@@ -166,20 +182,26 @@ impl NetlinkSource {
     /// # Errors
     /// The sockets fail. `out` then holds what was read before.
     pub fn adopt(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
-        self.pass(Pass::Adopt, out)
+        self.begin(Pass::Adopt, out)?;
+        while self.turn(out)? {}
+        Ok(())
     }
 
     /// Waits at most `timeout` for events and drains them; also does the dumps that are due on their own
-    /// (after a loss, and for adopted connections), so that it may return later than `timeout` by a dump's time.
+    /// (after a loss, and for adopted connections), in parts, so that it may return later than `timeout` by a part's time.
     ///
     /// # Errors
     /// The sockets fail. `out` then holds what was read before.
     pub fn poll(&mut self, timeout: Duration, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+        if self.running.is_some() {
+            return self.turn(out).map(drop);
+        }
         let wait = self.next_own_pass().map_or(timeout, |due| timeout.min(due));
         self.events.wait(wait).map_err(SourceError::Events)?;
         self.tell_queued(POLL_LIMIT, out)?;
         if self.next_own_pass() == Some(Duration::ZERO) {
-            self.pass(Pass::Quiet, out)?;
+            self.begin(Pass::Quiet, out)?;
+            self.turn(out)?;
         }
         Ok(())
     }
@@ -189,7 +211,22 @@ impl NetlinkSource {
     /// # Errors
     /// The sockets fail. `out` then holds what was read before.
     pub fn sweep(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
-        self.pass(Pass::Sweep, out)
+        while self.sweep_part(out)? {}
+        Ok(())
+    }
+
+    /// Some milliseconds of [`Self::sweep`], with the events that came meanwhile, so that many live connections hold up neither
+    /// these nor much memory. True: more is to come.
+    ///
+    /// # Errors
+    /// The sockets fail: this sweep is over. `out` then holds what was read before.
+    pub fn sweep_part(&mut self, out: &mut Vec<Observed>) -> Result<bool, SourceError> {
+        // One that is on its way on its own is finished first.
+        if self.running.is_none() {
+            self.begin(Pass::Sweep, out)?;
+        }
+        let is_sweep = self.running.as_ref().is_some_and(|running| running.pass == Pass::Sweep);
+        Ok(self.turn(out)? || !is_sweep)
     }
 
     /// What was lost or left out since the last call, by stage:
@@ -212,84 +249,110 @@ impl NetlinkSource {
 
     /// Time until a dump is due that nobody asks for; none is due while nothing is lost or silent.
     fn next_own_pass(&self) -> Option<Duration> {
-        let interval = if self.lost {
-            RESYNC_INTERVAL
+        let (interval, share) = if self.lost {
+            (RESYNC_INTERVAL, RESYNC_SHARE)
         } else if self.silent_tail && self.live.adopted() > 0 {
-            TAIL_INTERVAL
+            (TAIL_INTERVAL, TAIL_SHARE)
         } else {
             return None;
         };
-        let interval = interval.max(self.last_pass_took.saturating_mul(PASS_SHARE));
+        let interval = interval.max(self.last_pass_took.saturating_mul(share));
         Some(interval.saturating_sub(self.last_pass.elapsed()))
     }
 
-    /// One whole dump, and the events that were queued before and during it.
-    fn pass(&mut self, pass: Pass, out: &mut Vec<Observed>) -> Result<(), SourceError> {
-        let started = Instant::now();
+    /// Asks for a dump.
+    fn begin(&mut self, pass: Pass, out: &mut Vec<Observed>) -> Result<(), SourceError> {
         if pass != Pass::Adopt {
-            // Older events first: only what is queued behind the dump can race with it.
+            // Older events first: only what comes during the dump can race with it.
             self.tell_queued(DRAIN_LIMIT, out)?;
         }
         let after_loss = std::mem::take(&mut self.lost);
-        let dumped = self.dump(pass, out);
-        let whole = match dumped {
-            Ok(dumped) => dumped == Dumped::Whole,
-            Err(e) => {
-                self.live.abandon_pass();
-                self.lost |= after_loss;
-                // A dump that was broken off leaves its rest in the socket.
-                self.requests = RequestSocket::open().map_err(SourceError::Dump)?;
-                return Err(SourceError::Dump(e));
-            }
+        self.live.begin_pass(pass);
+        self.running = Some(Running { pass, took: Duration::ZERO, after_loss, attempts: 1 });
+        self.requests.begin_dump().or_else(|e| self.abandon(SourceError::Dump(e)))
+    }
+
+    /// Reads a part of the dump, then the events that came meanwhile. False: the pass is over.
+    fn turn(&mut self, out: &mut Vec<Observed>) -> Result<bool, SourceError> {
+        let began = Instant::now();
+        let Self { requests, live, running, .. } = self;
+        let Some(running) = running else { return Ok(false) };
+        let at = now();
+        let mut unread = 0;
+        let read = requests.read_dump(TURN, |bytes| match parse_message(bytes) {
+            Ok(Some(m)) => live.see(&m, at, out),
+            Ok(None) => {}
+            Err(_) => unread += 1,
+        });
+        live.end_turn();
+        if unread > 0 {
+            live.losses.add(PARSE_ERROR, unread);
+        }
+        let again = matches!(read, Ok(Some(Dumped::Interrupted))) && running.attempts < DUMP_ATTEMPTS;
+        if again {
+            // A repeated dump adds to the same pass: what was seen twice counts once.
+            running.attempts += 1;
+            let begun = requests.begin_dump();
+            begun.or_else(|e| self.abandon(SourceError::Dump(e)))?;
+        }
+        let dumped = match read {
+            Err(e) => return self.abandon(SourceError::Dump(e)),
+            Ok(dumped) => dumped.filter(|_| !again),
         };
         // A dump is what keeps us longest from reading.
         self.queued = self.queued.max(self.events.queued());
-        let mut events = Vec::new();
-        let drained = self.drain(DRAIN_LIMIT, &mut events);
-        let emptied = matches!(drained, Ok(true));
-        let completeness = Completeness { whole: whole && emptied, after_loss };
-        // Ends that are owed but could not be told by an incomplete pass are owed to the next one.
-        self.lost |= after_loss && !completeness.whole;
-        self.live.finish_pass(pass, completeness, &events, now(), out);
-        self.last_pass = Instant::now();
-        self.last_pass_took = started.elapsed();
-        drained.map(drop)
-    }
-
-    fn dump(&mut self, pass: Pass, out: &mut Vec<Observed>) -> io::Result<Dumped> {
-        let Self { requests, live, .. } = self;
-        live.begin_pass();
-        let mut outcome = Dumped::Interrupted;
-        // A repeated dump adds to the same pass: what was seen twice counts once.
-        for _ in 0..DUMP_ATTEMPTS {
-            let at = now();
-            let mut unread = 0;
-            outcome = requests.dump(|bytes| match parse_message(bytes) {
-                Ok(Some(m)) => live.see(&m, pass, at, out),
-                Ok(None) => {}
-                Err(_) => unread += 1,
-            })?;
-            if unread > 0 {
-                live.losses.add(PARSE_ERROR, unread);
-            }
-            if outcome == Dumped::Whole {
+        // Nothing that this part of the dump was older than may be left untold.
+        let mut emptied = false;
+        for _ in 0..DRAIN_LIMIT / POLL_LIMIT {
+            emptied = self.tell_queued(POLL_LIMIT, out).or_else(|e| self.abandon(e))?;
+            if emptied {
                 break;
             }
         }
-        Ok(outcome)
+        if emptied || self.lost {
+            self.live.tell_seen(at, out);
+        } else {
+            self.live.forget_seen();
+        }
+        let Some(dumped) = dumped else {
+            if let Some(running) = &mut self.running {
+                running.took += began.elapsed();
+            }
+            return Ok(true);
+        };
+        let Some(Running { took, after_loss, .. }) = self.running.take() else { return Ok(false) };
+        let whole = dumped == Dumped::Whole && emptied && !self.lost;
+        // Ends that are owed but could not be told by an incomplete pass are owed to the next one.
+        self.lost |= after_loss && !whole;
+        self.live.finish_pass(Completeness { whole, after_loss }, now(), out);
+        self.last_pass = Instant::now();
+        self.last_pass_took = took + began.elapsed();
+        Ok(false)
     }
 
-    /// Reads queued events, about `limit` of them at most, and tells them.
-    fn tell_queued(&mut self, limit: usize, out: &mut Vec<Observed>) -> Result<(), SourceError> {
+    /// The pass cannot go on.
+    fn abandon<T>(&mut self, error: SourceError) -> Result<T, SourceError> {
+        self.live.abandon_pass();
+        if let Some(running) = self.running.take() {
+            self.lost |= running.after_loss;
+        }
+        self.last_pass = Instant::now();
+        // A dump that was broken off leaves its rest in the socket.
+        self.requests = RequestSocket::open().map_err(SourceError::Dump)?;
+        Err(error)
+    }
+
+    /// Reads queued events, about `limit` of them at most, and tells them. True: see [`Self::drain`].
+    fn tell_queued(&mut self, limit: usize, out: &mut Vec<Observed>) -> Result<bool, SourceError> {
         let mut read = std::mem::take(&mut self.read);
         let drained = self.drain(limit, &mut read);
         let at = now();
         for event in read.drain(..) {
-            self.live.event(&event, false, at, out);
+            self.live.event(&event, at, out);
         }
         read.shrink_to(QUEUE_KEPT);
         self.read = read;
-        drained.map(drop)
+        drained
     }
 
     /// Reads queued events, about `limit` of them at most. True: the queue was emptied and nothing was lost on the way.

@@ -210,6 +210,8 @@ pub(super) struct RequestSocket {
     fd: OwnedFd,
     sequence: u32,
     buffer: Box<[u8]>,
+    /// The table changed under the running dump.
+    interrupted: bool,
 }
 
 /// How a dump ended that did not fail.
@@ -225,30 +227,49 @@ impl RequestSocket {
         let fd = open()?;
         bind(&fd, &SocketAddrNetlink::new(0, 0))?;
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(ANSWER_LIMIT))?;
-        Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER_LEN].into_boxed_slice() })
+        let buffer = vec![0; BUFFER_LEN].into_boxed_slice();
+        Ok(Self { fd, sequence: 0, buffer, interrupted: false })
     }
 
     /// Asks for every entry of both families; the counters are read, never zeroed.
     pub fn dump(&mut self, mut visit: impl FnMut(&[u8])) -> io::Result<Dumped> {
-        self.ask(MSG_GET, NLM_F_REQUEST | NLM_F_DUMP)?;
-        let mut outcome = Dumped::Whole;
-        self.answers(|flags, message| {
-            if flags & NLM_F_DUMP_INTR != 0 {
-                outcome = Dumped::Interrupted;
+        self.begin_dump()?;
+        loop {
+            if let Some(dumped) = self.read_dump(usize::MAX, &mut visit)? {
+                return Ok(dumped);
             }
+        }
+    }
+
+    /// The same, to be read by [`Self::read_dump`].
+    pub fn begin_dump(&mut self) -> io::Result<()> {
+        self.interrupted = false;
+        self.ask(MSG_GET, NLM_F_REQUEST | NLM_F_DUMP)
+    }
+
+    /// Hands over so many datagrams' entries; the kernel writes the next datagram when one is taken. `None`: more is to come.
+    pub fn read_dump(
+        &mut self,
+        datagrams: usize,
+        mut visit: impl FnMut(&[u8]),
+    ) -> io::Result<Option<Dumped>> {
+        let mut interrupted = self.interrupted;
+        let over = self.answers(datagrams, |flags, message| {
+            interrupted |= flags & NLM_F_DUMP_INTR != 0;
             if let Some(message) = message {
                 visit(message);
             }
             false
         })?;
-        Ok(outcome)
+        self.interrupted = interrupted;
+        Ok(over.then_some(if interrupted { Dumped::Interrupted } else { Dumped::Whole }))
     }
 
     /// The number of entries in this network namespace; also proves that ctnetlink answers us.
     pub fn count_entries(&mut self) -> io::Result<u32> {
         self.ask(MSG_GET_STATS, NLM_F_REQUEST)?;
         let mut count = None;
-        self.answers(|_, message| {
+        self.answers(usize::MAX, |_, message| {
             let Some(message) = message else { return true };
             let attributes = message.get(HEADER_LEN + NFGENMSG_LEN..).unwrap_or_default();
             count = netlink_packet_core::NlasIterator::new(attributes)
@@ -277,9 +298,14 @@ impl RequestSocket {
         Ok(())
     }
 
-    /// Hands over the answers to the last request until DONE, an error, or until `visit` returns true.
-    fn answers(&mut self, mut visit: impl FnMut(u16, Option<&[u8]>) -> bool) -> io::Result<()> {
-        loop {
+    /// Hands over the answers to the last request until DONE, an error, or until `visit` returns true; or so many datagrams
+    /// of them, and then gives false.
+    fn answers(
+        &mut self,
+        datagrams: usize,
+        mut visit: impl FnMut(u16, Option<&[u8]>) -> bool,
+    ) -> io::Result<bool> {
+        for _ in 0..datagrams {
             let (len, from) = match recvfrom(self.fd.as_fd(), &mut *self.buffer, RecvFlags::TRUNC) {
                 Ok((_, len, from)) => (len, from),
                 Err(rustix::io::Errno::INTR) => continue,
@@ -309,16 +335,17 @@ impl RequestSocket {
                             return Err(malformed("an error that is none"));
                         }
                         visit(flags, None);
-                        return Ok(());
+                        return Ok(true);
                     }
                     _ => {
                         if visit(flags, Some(message)) {
-                            return Ok(());
+                            return Ok(true);
                         }
                     }
                 }
             }
         }
+        Ok(false)
     }
 }
 
