@@ -46,11 +46,16 @@ pub fn assets() -> Option<PathBuf> {
 }
 
 impl ApiServer {
-    /// Returns when the server says that it is ready.
+    /// In a namespace of its own.
     pub fn start(assets: &Path, folder: &Path) -> anyhow::Result<Self> {
-        packages::install_missing(&[("openssl", "openssl"), ("kubectl", "kubernetes-client")], &[])?;
         let namespace = Namespace::new("the API server")?;
         namespace.ip("link set lo up\n")?;
+        Self::start_in(namespace, assets, folder)
+    }
+
+    /// Returns when the server says that it is ready; it listens on the namespace's loopback.
+    pub fn start_in(namespace: Namespace, assets: &Path, folder: &Path) -> anyhow::Result<Self> {
+        packages::install_missing(&[("openssl", "openssl"), ("kubectl", "kubernetes-client")], &[])?;
         let at = |name: &str| folder.join(name).display().to_string();
         let key = at("sa.key");
         run(tool("openssl").args(["genrsa", "-out", &key, "2048"]), None)?;

@@ -8,12 +8,12 @@
 
 mod collectors;
 mod compare;
-mod load;
-mod node;
+pub mod load;
+pub mod node;
 mod pairs;
 mod probes;
-mod site;
-mod watchers;
+pub mod site;
+pub mod watchers;
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, ExitCode, Stdio};

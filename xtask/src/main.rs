@@ -17,6 +17,7 @@ mod python;
 mod release;
 #[cfg(test)]
 mod rooms;
+mod soak;
 mod stores;
 mod supply;
 mod test;
@@ -48,6 +49,8 @@ enum Verb {
     Demo(demo::Arguments),
     /// Build the static binary that images are made of, with its bill of materials.
     Release(release::Arguments),
+    /// Run the daemon for a while under everything that changes on a node: does it stay flat, is every byte told (as root)?
+    Soak(soak::Arguments),
     /// Check licences, bans and sources of what the agent is made of, and that its packages can be built.
     Supply(supply::Arguments),
     /// Run everything that says whether the tree is good.
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Verb::E2e(arguments) => e2e::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Release(arguments) => release::run(&arguments),
+        Verb::Soak(arguments) => soak::run(&arguments),
         Verb::Supply(arguments) => supply::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Vm(arguments) => vm::run(&arguments),

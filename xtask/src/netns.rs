@@ -60,6 +60,12 @@ impl Namespace {
         Ok(Self { file: file.into(), label: label.to_owned() })
     }
 
+    /// The same namespace, as another value.
+    pub fn again(&self) -> anyhow::Result<Self> {
+        let file = self.file.try_clone().context("cannot duplicate a file descriptor")?;
+        Ok(Self { file, label: self.label.clone() })
+    }
+
     /// For `ip link ... netns PATH`. Valid while this process lives.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
@@ -113,8 +119,7 @@ impl Namespace {
         out: File,
         err: File,
     ) -> anyhow::Result<Process> {
-        let file = self.file.try_clone().context("cannot duplicate a file descriptor")?;
-        let inside = Self { file, label: self.label.clone() };
+        let inside = self.again()?;
         let mut command = tool("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
         command.env_clear().env("PATH", search_path()).stdin(Stdio::null()).stdout(out).stderr(err);

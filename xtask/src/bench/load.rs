@@ -13,7 +13,7 @@ use anyhow::{Context as _, anyhow, ensure};
 use rustix::net::sockopt;
 use serde_json::Value;
 
-use super::site::{SERVER, Site, VOID};
+use super::site::{CLIENT, SERVER, Site, VOID};
 
 /// Bytes of a datagram, and of it on the wire with the headers of UDP and IP.
 const DATAGRAM: [u8; 64] = [b'd'; 64];
@@ -33,8 +33,13 @@ pub struct Flows {
 
 impl Flows {
     pub fn new(site: &Site) -> anyhow::Result<Self> {
-        let socket = site.client.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 4000)))??;
-        Ok(Self { socket, next: 0 })
+        Self::of(site, CLIENT, 0)
+    }
+
+    /// From an address of the client's, with the `next` of all its tuples.
+    pub fn of(site: &Site, address: Ipv4Addr, next: u32) -> anyhow::Result<Self> {
+        let socket = site.client.enter(|| UdpSocket::bind((address, 4000)))??;
+        Ok(Self { socket, next })
     }
 
     /// Begins so many, as fast as they go out.

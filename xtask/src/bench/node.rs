@@ -277,6 +277,7 @@ fn live(arguments: &Arguments, binary: &std::path::Path, tell: &dyn Fn(&str)) ->
             };
             of("sum") / of("count")
         };
+        let lost = after.sum("flowlogd_lost_events_total") as u64;
         site.flush()?;
         end(agent)?;
         table += &format!(
@@ -290,7 +291,7 @@ fn live(arguments: &Arguments, binary: &std::path::Path, tell: &dyn Fn(&str)) ->
             answers.health_asked,
             answers.longest_gap.as_secs_f64() * 1e3,
             answers.events,
-            lost(folder.path())?,
+            lost,
         );
         tell(&format!("{there} live flows: done"));
     }

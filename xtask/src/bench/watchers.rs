@@ -153,6 +153,14 @@ impl Metrics {
     }
 }
 
+/// A metric of an agent that has stopped, summed over its labels: what it said at its end.
+pub fn total(folder: &Path, metric: &str) -> anyhow::Result<u64> {
+    let log = fs::read_to_string(folder.join("agent.log"))?;
+    let name = format!("metric=\"{metric}\"");
+    let value = |line: &str| line.rsplit_once(" value=")?.1.split_whitespace().next()?.parse::<u64>().ok();
+    Ok(log.lines().filter(|line| line.contains(&name)).filter_map(value).sum())
+}
+
 /// What an agent that has stopped said it lost, by stage: it knows all of it only then.
 pub fn lost(folder: &Path) -> anyhow::Result<String> {
     let log = fs::read_to_string(folder.join("agent.log"))?;
@@ -190,6 +198,17 @@ impl Seen {
         sum
     }
 
+    /// A line of flowlogd's.
+    pub fn of_line(line: &[u8]) -> Option<Self> {
+        let line: Value = serde_json::from_slice(line).ok()?;
+        let number = |key: &str| line[key].as_u64().unwrap_or_default();
+        Some(Self {
+            flows: number("num_flows_started"),
+            packets: number("packets_in") + number("packets_out"),
+            bytes: number("bytes_in") + number("bytes_out"),
+        })
+    }
+
     /// The lines of flowlogd's in a folder.
     ///
     /// # Errors
@@ -198,13 +217,7 @@ impl Seen {
         let mut seen = Self::default();
         for file in log_files(folder)? {
             for line in fs::read_to_string(&file)?.lines() {
-                let line: Value = serde_json::from_str(line).context("a line is no JSON")?;
-                let number = |key: &str| line[key].as_u64().unwrap_or_default();
-                seen += Self {
-                    flows: number("num_flows_started"),
-                    packets: number("packets_in") + number("packets_out"),
-                    bytes: number("bytes_in") + number("bytes_out"),
-                };
+                seen += Self::of_line(line.as_bytes()).context("a line is no JSON")?;
             }
         }
         Ok(seen)
