@@ -17,7 +17,9 @@ use crate::netns::{Namespace, run, search_path, tool};
 
 const NAMESPACE: &str = "/run/netns/mininode";
 pub const NODE: &str = "n1";
-pub const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The chart's terminationGracePeriodSeconds, and time to see it.
+const TERMINATION: Duration = Duration::from_secs(90);
 
 pub struct Mininode {
     scripts: PathBuf,
@@ -105,13 +107,20 @@ impl Mininode {
         Namespace::open(&format!("/proc/{}/ns/net", self.process(namespace, pod)?), pod)
     }
 
-    /// Deletes the pod as a rollout does, and waits until it is gone.
+    /// Deletes the pod as a rollout does, and waits until its process has ended and kubelet says so. That the object goes too takes this
+    /// kubelet up to a minute more now and then, when its garbage collection has to find the container.
     pub fn remove(&self, namespace: &str, pod: &str) -> anyhow::Result<()> {
         let process = self.process(namespace, pod)?;
-        let delete = ["-n", namespace, "delete", "pod", pod, "--wait=true", "--timeout=90s"];
-        self.kubectl(&delete, None).map(drop).with_context(|| {
-            let runs = fs::exists(format!("/proc/{process}")).unwrap_or_default();
-            format!("{namespace}/{pod}, whose process {}", if runs { "still runs" } else { "has ended" })
+        self.kubectl(&["-n", namespace, "delete", "pod", pod, "--wait=false"], None)?;
+        let runs = || fs::exists(format!("/proc/{process}")).unwrap_or_default();
+        let ended = until_within(TERMINATION, "the pod ends", || {
+            let output = "jsonpath={.status.containerStatuses[*].state.running}";
+            let running = self
+                .kubectl(&["-n", namespace, "get", "pod", pod, "--ignore-not-found", "-o", output], None)?;
+            Ok(running.is_empty() && !runs())
+        });
+        ended.with_context(|| {
+            format!("{namespace}/{pod}, whose process {}", if runs() { "still runs" } else { "has ended" })
         })
     }
 }

@@ -19,18 +19,20 @@ const EMPTY: [&str; 3] =
 /// Seconds between two points of a graph.
 const STEP: i64 = 10;
 
+/// Waits until so many lines are in the store.
+pub fn arrived(node: &Mininode, lines: usize) -> anyhow::Result<()> {
+    let mut there = 0;
+    let all = until("every line has arrived", || {
+        let rows = ask_logs(&node.namespace, "* | stats count() as value")?;
+        there = rows.first().and_then(|row| row["value"].as_str()?.parse().ok()).unwrap_or_default();
+        Ok(there >= lines)
+    });
+    all.with_context(|| format!("{there} of {lines} lines are in the store"))
+}
+
 /// The lines of the store, as a multiset, are those of the files.
 pub fn all(node: &Mininode, lines: &[Value]) -> anyhow::Result<String> {
-    let count = || -> anyhow::Result<usize> {
-        let rows = ask_logs(&node.namespace, "* | stats count() as value")?;
-        Ok(rows.first().and_then(|row| row["value"].as_str()?.parse().ok()).unwrap_or_default())
-    };
-    let mut arrived = 0;
-    let all = until("every line has arrived", || {
-        arrived = count()?;
-        Ok(arrived >= lines.len())
-    });
-    all.with_context(|| format!("{arrived} of {} lines are in the store", lines.len()))?;
+    arrived(node, lines.len())?;
     let mut balance: BTreeMap<_, i64> = BTreeMap::new();
     for line in lines {
         *balance.entry(as_stored(line)).or_default() += 1;
