@@ -101,6 +101,8 @@ pub fn run(_: &Arguments) -> anyhow::Result<ExitCode> {
         let archive = image::build(&binary, &node.at(""))?;
         node.ctr(&["images", "import", &archive.display().to_string()])?;
         node.namespace.run("nft", &["-f", "-"], Some(RULES))?;
+        // Connections end when the day says so: else each of thousands makes a line more half a minute later, in the midst of something else.
+        node.namespace.set("net/netfilter/nf_conntrack_udp_timeout", "3600")?;
         node.apply(&pods())?;
         node.apply(POLICIES)?;
         for pod in ["client-1", "server-1", "crawler-1"] {
@@ -132,6 +134,7 @@ pub fn run(_: &Arguments) -> anyhow::Result<ExitCode> {
         chart.probed()?;
         Ok(((), format!("ready by its probe; {}", chart.rights()?)))
     })?;
+    table.check("check and config in the pod", || chart.verbs().map(|figures| ((), figures)));
     let stores = table.need("VictoriaLogs, rsyslog, Prometheus", || {
         Ok((Stores::start(&node, &assets, &logs)?, "run".to_owned()))
     })?;

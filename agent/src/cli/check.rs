@@ -1,6 +1,6 @@
 //! `flowlogd check`: what this node offers, which source would be used and why, what is missing and what to do.
 //!
-//! In: the resolved configuration and the node. Out: a table on stdout (what, state, found; what to do beneath),
+//! In: the configuration with the cluster's layers, as `run` has it, and the node. Out: a table on stdout (what, state, found; what to do beneath),
 //! or with `--json` one JSON object. Exit code 0 where a source works, else 69. Changes nothing on the node.
 //! Not here: how anything is found out (`source::probe`).
 
@@ -8,9 +8,13 @@ use std::fmt::Write as _;
 
 use clap::Args;
 use serde_json::json;
+use tracing::warn;
 
-use crate::config::Resolved;
+use crate::config::Layers;
 use crate::source::probe::{Choice, Finding, State, findings};
+
+use super::Global;
+use super::config::add_cluster;
 
 /// Tell what this node offers, which source would be used, and what to do about what is missing.
 #[derive(Args, Clone, Debug)]
@@ -20,7 +24,12 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
-pub fn run(resolved: &Resolved, args: &CheckArgs) -> anyhow::Result<u8> {
+pub fn run(global: &Global, mut layers: Layers, args: &CheckArgs) -> anyhow::Result<u8> {
+    // Where the cluster cannot be asked that is said, and the node is looked at still.
+    if let Err(error) = add_cluster(global, &mut layers) {
+        warn!("the cluster's layers are not known: {error:#}");
+    }
+    let (resolved, _) = layers.resolve();
     let (findings, choice) = findings(&resolved.config);
     let text = if args.json { json_text(&findings, &choice)? } else { table(&findings, &choice) };
     super::print(text.as_bytes())?;

@@ -37,7 +37,7 @@ pub fn run(global: &Global, mut layers: Layers, args: &ConfigArgs) -> anyhow::Re
 
 /// The layers of manifests, or of the API server where there is one. If it does not answer, what is known is shown
 /// still, and the exit code says that it is not all.
-fn add_cluster(global: &Global, layers: &mut Layers) -> anyhow::Result<Exit> {
+pub(super) fn add_cluster(global: &Global, layers: &mut Layers) -> anyhow::Result<Exit> {
     let resources = if !global.cluster.is_empty() {
         let manifests = watch::load(&global.cluster, true)
             .map_err(|error| Failure::new(super::exit::of_manifests(&error), error))?;

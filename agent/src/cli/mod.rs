@@ -154,7 +154,7 @@ fn dispatch(mut cli: Cli) -> anyhow::Result<u8> {
         Verb::Replay(args) => replay::run(&cli.global, layers, args),
         Verb::Record(args) => record::run(&cli.global, &resolved, args),
         Verb::Observe(args) => observe::run(&resolved, args),
-        Verb::Check(args) => check::run(&resolved, args),
+        Verb::Check(args) => check::run(&cli.global, layers, args),
         Verb::Config(args) => config::run(&cli.global, layers, args),
         Verb::Policy(args) => policy::run(&cli.global, &resolved, args),
     }

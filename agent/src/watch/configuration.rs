@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     #[error("the API server refuses: {0}: see the rights that deploy/ gives the agent")]
-    Refused(kube::Error),
+    Refused(String),
     #[error("the API server cannot be reached: {0}")]
     Unreachable(kube::Error),
     #[error("the API server does not answer within {PATIENCE:?}")]
@@ -34,7 +34,7 @@ pub enum AskError {
 impl From<kube::Error> for AskError {
     fn from(error: kube::Error) -> Self {
         match error {
-            kube::Error::Api(_) => Self::Refused(error),
+            kube::Error::Api(status) => Self::Refused(status.message.clone()),
             other => Self::Unreachable(other),
         }
     }
@@ -50,11 +50,16 @@ pub async fn configuration(client: &Client, node: &str) -> Result<Vec<Resource>,
         for wanted in &CONFIGURATION {
             for name in ["default".to_owned(), format!("node.{node}")] {
                 for (group, version) in wanted.served {
-                    let path = format!("/apis/{group}/{version}/{}/{name}", wanted.plural);
-                    let Some(mut value) = get(client, &path).await? else { continue };
+                    let Some(found) =
+                        named(client, &format!("/apis/{group}/{version}"), wanted.plural, &name).await?
+                    else {
+                        continue;
+                    };
                     let owner = Owner::of(&format!("{group}/{version}"), wanted.kind);
-                    if let Some(Ok(resource)) = owner.map(|owner| Resource::read(owner, &mut value)) {
-                        resources.push(resource);
+                    for mut value in found {
+                        if let Some(Ok(resource)) = owner.map(|owner| Resource::read(owner, &mut value)) {
+                            resources.push(resource);
+                        }
                     }
                     break;
                 }
@@ -63,6 +68,30 @@ pub async fn configuration(client: &Client, node: &str) -> Result<Vec<Resource>,
         Ok(resources)
     };
     tokio::time::timeout(PATIENCE, reading).await.map_err(|_| AskError::Silent)?
+}
+
+/// The object of this name, if there is one, by a list: an agent's account may list and watch, and get nothing. `None`: not served.
+async fn named(
+    client: &Client,
+    served: &str,
+    plural: &str,
+    name: &str,
+) -> Result<Option<Vec<Value>>, AskError> {
+    let path = format!("{served}/{plural}?fieldSelector=metadata.name%3D{name}");
+    match get(client, &path).await {
+        Ok(list) => Ok(list.map(|mut list| match list["items"].take() {
+            Value::Array(items) => items,
+            _ => Vec::new(),
+        })),
+        // Rights are looked at before what is served: what nobody serves is refused, too.
+        Err(AskError::Refused(why)) => {
+            let all = get(client, served).await?.unwrap_or_default();
+            let is_there =
+                all["resources"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == plural));
+            if is_there { Err(AskError::Refused(why)) } else { Ok(None) }
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn get(client: &Client, path: &str) -> Result<Option<Value>, AskError> {

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use super::image;
 use super::mininode::{Mininode, NODE, until};
-use super::{stores, world};
+use super::stores::{self, SPOOL};
+use super::world;
 use crate::deploy::render;
 use crate::python;
 
@@ -22,6 +23,8 @@ pub const NAMESPACE: &str = "flowlogd";
 /// The static token of the account flowlogd/flowlogd on the mini-node's API server.
 const TOKEN: &str = "agenttoken";
 pub const METRICS_PORT: u16 = 9191;
+/// Fields that the release sets in the FlowLogConfiguration `default`.
+const SET: usize = 6;
 /// The chart's default.
 const HEALTH_PORT: u16 = 9097;
 /// Seconds that a window is open.
@@ -47,7 +50,10 @@ impl<'n> Chart<'n> {
             "logPath": logs, "runPath": node.at("run"),
             "metrics": {"enabled": true, "port": METRICS_PORT},
             "dns": {"enabled": true},
-            "config": {"flowLogsCollectTcpStats": true, "flowLogsCollectDestDomains": true, "dnsTrustedServers": [world::HOST]},
+            "config": {"flowLogsCollectTcpStats": true, "flowLogsCollectDestDomains": true, "dnsTrustedServers": [world::HOST],
+                // The lag is told, and raises nothing: lines stay what the day compares.
+                "flowLogsDynamicAggregationEnabled": true, "flowLogsAggregationThresholdBytes": 1_000_000_000,
+                "flowLogsPositionFilePath": "/var/spool/rsyslog"},
             // What the plugin ServiceAccount and the cluster's DNS give elsewhere.
             "extraEnv": [
                 {"name": "KUBERNETES_SERVICE_HOST", "value": "127.0.0.1"},
@@ -58,8 +64,14 @@ impl<'n> Chart<'n> {
                 {"name": "FLOWLOGD_FLOWLOGSFILEMAXFILES", "value": "500"},
                 {"name": "FLOWLOGD_FLOWLOGSFILEIDLEFLOWS", "value": "Suppress"},
             ],
-            "extraVolumeMounts": [{"name": "token", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": true}],
-            "extraVolumes": [{"name": "token", "hostPath": {"path": account, "type": "Directory"}}],
+            "extraVolumeMounts": [
+                {"name": "token", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": true},
+                {"name": "spool", "mountPath": "/var/spool/rsyslog", "readOnly": true},
+            ],
+            "extraVolumes": [
+                {"name": "token", "hostPath": {"path": account, "type": "Directory"}},
+                {"name": "spool", "hostPath": {"path": node.at(SPOOL), "type": "DirectoryOrCreate"}},
+            ],
         });
         let file = node.at("values.json");
         fs::write(&file, values.to_string())?;
@@ -200,6 +212,26 @@ impl<'n> Chart<'n> {
         }
         let names: Vec<&str> = CAPABILITIES.iter().map(|(name, _)| *name).collect();
         Ok(format!("{}; seccomp on, no new privileges, read-only root", names.join(" ")))
+    }
+
+    /// The verbs that the operator's guide begins with, in the pod and by its account, know what the release set.
+    pub fn verbs(&self) -> anyhow::Result<String> {
+        let check = self.node.exec(NAMESPACE, &self.name, &["/flowlogd", "check"])?;
+        for topic in ["DNS", "TCP statistics", "source netlink"] {
+            let line = check.lines().find(|line| line.starts_with(topic)).unwrap_or_default();
+            let state = line.strip_prefix(topic).and_then(|rest| rest.split_whitespace().next());
+            ensure!(state == Some("ok"), "flowlogd check, {topic}: {line}");
+        }
+        let config = self.node.exec(NAMESPACE, &self.name, &["/flowlogd", "config", "--json"])?;
+        let fields: Vec<Value> = serde_json::from_str(&config)?;
+        let set: Vec<_> =
+            fields.iter().filter(|field| field["layer"] == "FlowLogConfiguration default").collect();
+        ensure!(set.len() == SET, "flowlogd config: {} fields of the object, not {SET}", set.len());
+        Ok(format!(
+            "check: {} rows; config: {} fields, {SET} of them from the release's object",
+            check.lines().count(),
+            fields.len()
+        ))
     }
 
     /// What it said, as far as kubelet keeps it.

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,6 +27,8 @@ use crate::netns::Namespace;
 const ROTATIONS: usize = 10;
 /// Connections whose lines, of both ends, are less than a file.
 const BATCH: u16 = 300;
+/// The same while the shipper is away.
+const AWAY: u16 = 10;
 /// More tuples than the kernel's table of drops holds between two collections (16,384).
 const FLOOD: std::ops::RangeInclusive<u16> = 20_000..=40_000;
 const FLOODED: u16 = 9999;
@@ -226,28 +228,53 @@ impl Day<'_> {
 
     /// No more than a file's worth at a time: what is filled and rotated before the shipper has opened it is missed by whoever follows one name.
     fn rotations(&mut self, pods: &Pods) -> anyhow::Result<((), String)> {
-        let rotated = |number: usize| self.flowlogs.join(format!("flows.log.{number}")).exists();
-        let (mut port, mut is_restarted) = (10_000, false);
+        let flowlogs = self.flowlogs.clone();
+        let rotated = |number: usize| flowlogs.join(format!("flows.log.{number}")).exists();
+        let (mut port, mut is_restarted, mut lag) = (10_000, false, 0);
         while !rotated(ROTATIONS) {
             ensure!(port < 20_000, "no ten rotations after {} connections", port - 10_000);
-            let due = size(&self.flowlogs)? + u64::from(BATCH) * 2 * 1300;
+            let due = lines::size(&self.flowlogs)? + u64::from(BATCH) * 2 * 1300;
             scatter(&pods.client, port..=port + BATCH - 1, pods.address, 8080, false)?;
-            until("lines of both ends", || Ok(size(&self.flowlogs)? >= due))?;
+            until("lines of both ends", || Ok(lines::size(&self.flowlogs)? >= due))?;
             port += BATCH;
-            if rotated(ROTATIONS / 2) && !is_restarted {
-                // It may be away while nothing is rotated: a file that comes and goes meanwhile is none of its own.
-                let (_, before) = Moment::quiet(self.node, &|| lines::read(&self.flowlogs))?;
-                shipped::arrived(self.node, before.len())?;
-                self.stores.restart_shipper()?;
-                scatter(&pods.client, port..=port + 9, pods.address, 8080, false)?;
-                port += 10;
-                // Behind what it had shipped before, not once more from the start.
-                shipped::arrived(self.node, before.len() + 20)?;
+            // It may be away while nothing is rotated: a file that comes and goes meanwhile is none of its own.
+            let room = 1_000_000_u64.saturating_sub(fs::metadata(self.flowlogs.join("flows.log"))?.len());
+            if rotated(ROTATIONS / 2) && !is_restarted && room > 100_000 {
+                lag = self.away(pods, port)?;
+                port += AWAY;
                 is_restarted = true;
             }
         }
-        ensure!(is_restarted, "too fast to restart the shipper among them");
-        Ok(((), format!("{} connections, {:.1} MB", port - 10_000, size(&self.flowlogs)? as f64 / 1e6)))
+        ensure!(is_restarted, "no moment to restart the shipper among them");
+        Ok((
+            (),
+            format!(
+                "{} connections, {:.1} MB; while rsyslog was away the agent told a lag of {lag} bytes by its state file, all of them",
+                port - 10_000,
+                lines::size(&self.flowlogs)? as f64 / 1e6
+            ),
+        ))
+    }
+
+    /// Restarts the shipper; the lines that were written meanwhile are its lag, and are shipped when it is back. Gives their bytes.
+    fn away(&mut self, pods: &Pods, port: u16) -> anyhow::Result<u64> {
+        let (_, before) = Moment::quiet(self.node, &|| lines::read(&self.flowlogs))?;
+        shipped::arrived(self.node, before.len())?;
+        self.stores.stop_shipper()?;
+        let shipped = lines::size(&self.flowlogs)?;
+        scatter(&pods.client, port..=port + AWAY - 1, pods.address, 8080, false)?;
+        let (mut written, mut told) = (0, None);
+        let is_equal = until("the agent tells the shipper's lag", || {
+            written = lines::size(&self.flowlogs)? - shipped;
+            told = number(&self.node.namespace, "flowlogd_shipper_lag_bytes")?;
+            Ok(written > u64::from(AWAY) * 2 * 1300 && told == Some(written as f64))
+        });
+        is_equal.with_context(|| {
+            format!("{written} bytes written while rsyslog was away, the agent says {told:?}")
+        })?;
+        self.stores.ship()?;
+        shipped::arrived(self.node, before.len() + usize::from(AWAY) * 2)?;
+        Ok(written)
     }
 
     fn killed(&self, pods: &Pods) -> anyhow::Result<(Killed, String)> {
@@ -423,12 +450,6 @@ fn flooded(node: &Mininode, lines: &[Value], lost: u64) -> anyhow::Result<((), S
         "no line tells the loss"
     );
     Ok(((), format!("{counted} dropped by nftables, {told} in the lines, {lost} in lost_events")))
-}
-
-/// Bytes of all files of the log.
-fn size(flowlogs: &Path) -> anyhow::Result<u64> {
-    let files = fs::read_dir(flowlogs)?.flatten();
-    Ok(files.filter_map(|file| file.metadata().ok()).map(|of| of.len()).sum())
 }
 
 fn ruleset(node: &Mininode) -> anyhow::Result<String> {

@@ -13,6 +13,11 @@ use crate::agent::log_files;
 /// Packets and bytes.
 pub type Sum = (u64, u64);
 
+/// Bytes of all files of the log.
+pub fn size(flowlogs: &Path) -> anyhow::Result<u64> {
+    Ok(log_files(flowlogs)?.iter().filter_map(|file| fs::metadata(file).ok()).map(|of| of.len()).sum())
+}
+
 /// Every line of every file.
 pub fn read(flowlogs: &Path) -> anyhow::Result<Vec<Value>> {
     let mut lines = Vec::new();

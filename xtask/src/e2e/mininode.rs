@@ -50,6 +50,7 @@ impl Mininode {
             down(scripts, folder);
             bail!("mininode-up: {status}: {}", fs::read_to_string(&log).unwrap_or_default());
         }
+        let _ = fs::remove_file(log);
         let namespace = Namespace::open(NAMESPACE, "the mini-node")?;
         Ok(Self { scripts: scripts.to_owned(), folder: folder.to_owned(), namespace })
     }
@@ -93,14 +94,26 @@ impl Mininode {
         pod["status"]["podIP"].as_str().context("the pod has no address")?.parse().context("podIP")
     }
 
-    /// The process of the pod's only container.
-    pub fn process(&self, namespace: &str, pod: &str) -> anyhow::Result<u32> {
+    fn container(&self, namespace: &str, pod: &str) -> anyhow::Result<String> {
         let of = self.pod(namespace, pod)?;
         let id = of["status"]["containerStatuses"][0]["containerID"].as_str().unwrap_or_default();
-        let id = id.strip_prefix("containerd://").context("the pod has no container yet")?;
+        Ok(id.strip_prefix("containerd://").context("the pod has no container yet")?.to_owned())
+    }
+
+    /// The process of the pod's only container.
+    pub fn process(&self, namespace: &str, pod: &str) -> anyhow::Result<u32> {
+        let id = self.container(namespace, pod)?;
         let tasks = self.ctr(&["tasks", "ls"])?;
-        let row = tasks.lines().find(|line| line.starts_with(id)).context("the container has no task")?;
+        let row = tasks.lines().find(|line| line.starts_with(&id)).context("the container has no task")?;
         row.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()).context("ctr tasks ls")
+    }
+
+    /// What a program says in the pod's only container, with its rights. Not by kubectl: this API server cannot reach kubelet by name.
+    pub fn exec(&self, namespace: &str, pod: &str, command: &[&str]) -> anyhow::Result<String> {
+        let id = self.container(namespace, pod)?;
+        let mut all = vec!["tasks", "exec", "--exec-id", "e2e", &id];
+        all.extend(command);
+        self.ctr(&all)
     }
 
     pub fn inside(&self, namespace: &str, pod: &str) -> anyhow::Result<Namespace> {

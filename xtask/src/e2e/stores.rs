@@ -18,6 +18,8 @@ use crate::netns::{Namespace, Process};
 
 const LOGS: &str = "http://127.0.0.1:9428";
 const PROMETHEUS: &str = "http://127.0.0.1:9090";
+/// rsyslog's work directory.
+pub const SPOOL: &str = "spool";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Stores<'n> {
@@ -69,14 +71,17 @@ impl<'n> Stores<'n> {
                 && changed.contains(" timeout=\"1m&_time_field"),
             "deploy/shippers/rsyslog.conf is not as expected"
         );
-        fs::create_dir_all(node.at("spool"))?;
-        fs::write(node.at("rsyslog.conf"), format!("global(workDirectory=\"{}\")\n{changed}", at("spool")))?;
+        fs::write(
+            node.at("rsyslog.conf"),
+            format!("global(workDirectory=\"{}\")\n{changed}", node.at(SPOOL).display()),
+        )?;
         let mut stores = Self { node, rsyslog: None, _prometheus: prometheus, _logs: store };
         stores.ship()?;
         Ok(stores)
     }
 
-    fn ship(&mut self) -> anyhow::Result<()> {
+    /// Starts the shipper.
+    pub fn ship(&mut self) -> anyhow::Result<()> {
         let at = |name: &str| self.node.at(name).display().to_string();
         let arguments =
             ["-n".to_owned(), format!("-f{}", at("rsyslog.conf")), format!("-i{}", at("rsyslog.pid"))];
@@ -84,13 +89,11 @@ impl<'n> Stores<'n> {
         Ok(())
     }
 
-    /// Ends the shipper as an upgrade of its package would, and starts it again: its positions are in its work directory.
-    pub fn restart_shipper(&mut self) -> anyhow::Result<()> {
-        if let Some(mut rsyslog) = self.rsyslog.take() {
-            ensure!(rsyslog.is_running(), "rsyslog has ended by itself");
-            rsyslog.stop(Signal::TERM, PATIENCE)?;
-        }
-        self.ship()
+    /// Ends the shipper as an upgrade of its package would: its positions are in its work directory.
+    pub fn stop_shipper(&mut self) -> anyhow::Result<()> {
+        let mut rsyslog = self.rsyslog.take().context("rsyslog is not there")?;
+        ensure!(rsyslog.is_running(), "rsyslog has ended by itself");
+        rsyslog.stop(Signal::TERM, PATIENCE).map(drop)
     }
 }
 

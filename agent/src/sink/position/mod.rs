@@ -92,26 +92,27 @@ fn log_files(dir: &Path, name: &str) -> io::Result<Vec<LogFile>> {
     Ok(files)
 }
 
-/// Files are read in order: what is older than the oldest file that is known is read, what is newer than it is read as
-/// far as its own position says.
+/// Files are read in order: what is newer than the newest file that is known is unread, what is older is read as far as its own position
+/// says. One of the older that has none is read and forgotten (rsyslog keeps no state of some), or was missed: it never will be read.
 fn behind(positions: &[Position], files: &[LogFile], name: &str) -> Lag {
     let read = |file: &LogFile| {
         let of_file = positions.iter().filter(|position| position.inode == file.inode);
         of_file.map(|position| position.offset).filter(|offset| *offset <= file.size).max()
     };
-    let oldest_known = files.iter().rposition(|file| read(file).is_some());
-    let unread = match oldest_known {
-        Some(oldest) => files.get(..=oldest).unwrap_or_default(),
-        None => {
-            let is_ours = |position: &Position| position.path.rsplit('/').next() == Some(name);
-            if !positions.iter().any(is_ours) {
-                return Lag::NoShipper;
-            }
-            // What it read last is gone: all that there is is unread.
-            files
+    let newest_known = files.iter().position(|file| read(file).is_some());
+    if newest_known.is_none() {
+        let is_ours = |position: &Position| position.path.rsplit('/').next() == Some(name);
+        if !positions.iter().any(is_ours) {
+            return Lag::NoShipper;
         }
-    };
-    let bytes = unread.iter().map(|file| file.size - read(file).unwrap_or(0).min(file.size));
+    }
+    // Where what it read last is gone, all that there is is unread.
+    let begun = newest_known.unwrap_or(files.len());
+    let bytes = files.iter().enumerate().map(|(number, file)| match read(file) {
+        Some(offset) => file.size - offset.min(file.size),
+        None if number < begun => file.size,
+        None => 0,
+    });
     Lag::Bytes(bytes.fold(0, u64::saturating_add))
 }
 

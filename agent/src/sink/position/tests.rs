@@ -246,6 +246,15 @@ fn what_is_no_position_is_an_error() {
     assert!(log.lag("imfile-state:5").is_err());
 }
 
+#[test]
+fn a_file_without_position_between_two_that_have_one_is_not_lag() {
+    let files: Vec<LogFile> = (1..=4).map(|inode| LogFile { inode, size: 100 }).collect();
+    let known = |inode, offset| Position { path: "/x/flows.log".into(), inode, offset };
+    // Newest first: 1 is not begun, 2 is half read, nothing is known of 3, of 4 all.
+    let positions = [known(2, 50), known(4, 100)];
+    assert_eq!(behind(&positions, &files, "flows.log"), Lag::Bytes(100 + 50));
+}
+
 proptest! {
     /// Whatever stands there: an answer or an error.
     #[test]
