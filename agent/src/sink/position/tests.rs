@@ -80,7 +80,7 @@ fn fluentds_file_is_read_over_rotations() {
     assert_eq!(log.bytes("pos"), 0, "older files are read when a newer one is");
     // follow_inodes: the old one is still read while the new one is already begun.
     write(&[("/elsewhere/flows.log", 900, first), ("/elsewhere/flows.log", 10, newest)]);
-    assert_eq!(log.bytes("pos"), 100 + 300 + 40);
+    assert_eq!(log.bytes("pos"), 100 + 40, "what lies between was missed, and will not be read");
     // Watched no more: no position.
     write(&[("/elsewhere/flows.log", u64::MAX, newest)]);
     assert_eq!(log.lag("pos").unwrap(), Lag::NoShipper);
