@@ -80,12 +80,19 @@ mod tests {
 
     #[test]
     fn a_process_that_works_uses_time() {
-        let before = Usage::of(std::process::id()).unwrap();
-        let until = std::time::Instant::now() + Duration::from_millis(50);
-        while std::time::Instant::now() < until {
-            std::hint::black_box(0);
-        }
-        let used = Usage::of(std::process::id()).unwrap() - before;
+        // Not this one: threads of other tests end meanwhile and take their time with them.
+        let mut busy = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let before = Usage::of(busy.id()).unwrap();
+        let end = std::time::Instant::now() + Duration::from_secs(10);
+        let used = loop {
+            let used = Usage::of(busy.id()).unwrap() - before;
+            if used.cpu > Duration::ZERO || std::time::Instant::now() > end {
+                break used;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        busy.kill().unwrap();
+        busy.wait().unwrap();
         assert!(used.cpu > Duration::ZERO && used.resident_bytes > 0 && used.threads > 0, "{used:?}");
         assert!(Usage::of(u32::MAX).is_err());
     }
