@@ -220,6 +220,19 @@ fn lines(folder: &Path) -> Vec<Value> {
     lines.filter(|line| line["dest_port"] == ECHO && line["reporter"] == "src").collect()
 }
 
+/// Of the agent, which is in this thread's namespace.
+fn get(port: u16, path: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET /{path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn metric(name: &str) -> Option<u64> {
+    get(9091, "metrics").lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
 fn last(lines: Vec<Value>) -> Option<Value> {
     lines.into_iter().max_by_key(|line| line["end_time"].as_i64())
 }
@@ -279,6 +292,7 @@ fn objects_of_a_real_api_server_configure_a_running_agent() {
     agent
         .env_clear()
         .args(["run", "--node", "n1", "--set", "flowLogsLiveEnabled=false"])
+        .args(["--set", "prometheusMetricsEnabled=true"])
         .arg("--kubeconfig")
         .arg(folder.path().join("kubeconfig"));
     let agent = Running::start(&mut agent, &folder.path().join("agent.log"));
@@ -332,6 +346,36 @@ fn objects_of_a_real_api_server_configure_a_running_agent() {
         talk();
         last(lines(&two)).filter(|line| line["source_port"].is_null())
     });
+
+    // How the watches of these objects fare is told; of those of other nodes nothing comes.
+    let labels = [
+        "FelixConfiguration default",
+        "FelixConfiguration node",
+        "FlowLogConfiguration default",
+        "FlowLogConfiguration node",
+    ];
+    for label in labels {
+        let state = format!("flowlogd_watch_state{{kind=\"{label}\",state=\"synced\"}}");
+        api.until(&state, || (metric(&state) == Some(1)).then_some(()));
+    }
+    assert_eq!(metric(&format!("flowlogd_cluster_objects{{kind=\"{}\"}}", labels[2])), Some(1));
+    assert_eq!(metric(&format!("flowlogd_cluster_objects{{kind=\"{}\"}}", labels[3])), Some(0));
+    let bytes = || -> u64 {
+        labels
+            .iter()
+            .map(|label| metric(&format!("flowlogd_watch_bytes_total{{kind=\"{label}\"}}")).unwrap())
+            .sum()
+    };
+    let before = bytes();
+    for n in 0..40 {
+        api.create(OURS, &ours(&format!("node.other-{n}"), json!({"flowLogsClusterName": "x".repeat(500)})));
+    }
+    // What the agent says of a later change, it says after it could have heard of them.
+    api.patch("default", json!({"flowLogsClusterName": "later"}));
+    api.condition("default", "Accepted", "True");
+    let more = bytes() - before;
+    assert!(more < 40 * 500, "{more} bytes came of 40 objects of other nodes");
+    assert!(get(9097, "readyz").contains("\"configuration\",\"passed\":true"));
 
     // Calico's object below ours: what is unset in ours; a wrong type is told in the status of ours.
     let felix = json!({

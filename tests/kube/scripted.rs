@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use flowlogd::watch::{Phase, Raw, Timing, Told, Wanted};
+use flowlogd::watch::{CONFIGURATION, Phase, Raw, Selected, Timing, Told, Wanted};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -461,7 +461,7 @@ async fn a_kind_is_followed_as_it_is_written_whoever_asks() {
     })
     .await;
     let watching = Watching::with(server.address, QUICK, &[WANTED]);
-    let (following, Raw { mut told, status }) = watching.link.raw(vec![WANTED]);
+    let (following, Raw { mut told, status }) = watching.link.raw(vec![WANTED.into()]);
     tokio::spawn(following);
     let Some((0, Told::All { objects, .. })) = told.recv().await else { panic!("a list") };
     assert_eq!(objects[0]["apiVersion"], "projectcalico.org/v3");
@@ -470,4 +470,57 @@ async fn a_kind_is_followed_as_it_is_written_whoever_asks() {
     let Some((0, Told::Gone { identity, object })) = told.recv().await else { panic!("a deletion") };
     assert_eq!((identity.name.as_str(), object.is_some()), ("default", true));
     assert_eq!(status.kinds[0].phase(), Phase::Synced);
+}
+
+#[tokio::test]
+async fn of_configuration_objects_only_those_of_this_node_are_asked_for() {
+    let object = |name: &str, version: u64| json!({"metadata": {"name": name, "resourceVersion": version.to_string()}, "spec": {}});
+    let selected = |ask: &Ask| ask.query("fieldSelector").map(|text| text.replace("%3D", "="));
+    let server = Server::start(move |ask: &Ask| {
+        let name = selected(ask).and_then(|text| text.strip_prefix("metadata.name=").map(str::to_owned));
+        match (ask.of.as_str(), ask.is_streaming_list(), ask.is_watch()) {
+            // As servers with and without streaming lists.
+            ("flowlogconfigurations", true, _) => Some(events(&[bookmark(9, true)])),
+            ("felixconfigurations", true, _) => None,
+            ("felixconfigurations", false, false) => Some(match name.as_deref() {
+                Some("default") => list(4, &[object("default", 3)]),
+                Some(_) => list(4, &[]),
+                None => list(4, &[object("default", 3), object("node.other", 2)]),
+            }),
+            ("felixconfigurations" | "flowlogconfigurations", ..) => Some(events(&[])),
+            ("/apis", ..) => {
+                let group = |name: &str| json!({"name": name, "versions": [{"groupVersion": format!("{name}/v1"), "version": "v1"}]});
+                let groups = ["crd.projectcalico.org", "flowlogd.dev"].map(group);
+                let list = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups});
+                Some(Answer::Status(200, vec![], list))
+            }
+            _ => serves(ask, "crd.projectcalico.org", "v1", &["felixconfigurations"])
+                .or_else(|| serves(ask, "flowlogd.dev", "v1", &["flowlogconfigurations"])),
+        }
+    })
+    .await;
+    let watching = Watching::with(server.address, QUICK, &CONFIGURATION);
+    let (following, Raw { mut told, status }) = watching.link.raw(Selected::configuration("n1").to_vec());
+    tokio::spawn(following);
+    let mut found = std::collections::BTreeMap::new();
+    while found.len() < 4 {
+        let Ok(told) = tokio::time::timeout(Duration::from_secs(60), told.recv()).await else {
+            panic!("told of {found:?} alone");
+        };
+        let Some((tag, Told::All { objects, .. })) = told else { panic!("a list") };
+        found.insert(tag, objects.len());
+    }
+    assert_eq!(found.into_values().collect::<Vec<_>>(), [1, 0, 0, 0]);
+    // A streaming list goes on as a watch; where there are none, one follows the list.
+    until("all are watched", || {
+        server.watches("felixconfigurations").len() >= 2 && server.asked("flowlogconfigurations").len() >= 2
+    })
+    .await;
+    let asked = [server.asked("felixconfigurations"), server.asked("flowlogconfigurations")].concat();
+    let selectors: std::collections::BTreeSet<_> = asked.iter().map(selected).collect();
+    let wanted = ["metadata.name=default", "metadata.name=node.n1"].map(|text| Some(text.to_owned()));
+    assert_eq!(selectors, wanted.into());
+    let names: Vec<&str> = status.kinds.iter().map(|kind| kind.kind).collect();
+    assert_eq!(names[1], "FelixConfiguration node");
+    assert!(status.kinds.iter().all(|kind| kind.phase() == Phase::Synced));
 }

@@ -16,10 +16,10 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::config::{
-    ACCEPTED, Condition, FELIX_ACCEPTED, Field, Layer, Owner, Resource, ResourceRef, accepted, in_force,
+    ACCEPTED, Condition, FELIX_ACCEPTED, Field, KIND, Layer, Owner, Resource, ResourceRef, accepted, in_force,
 };
 use crate::telemetry::Metrics;
-use crate::watch::{self, CONFIGURATION, Link, Phase, Told};
+use crate::watch::{self, Link, Phase, Selected, Told};
 
 use super::Tasks;
 use super::configuration::{Reload, Shared, locked};
@@ -35,15 +35,18 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// How often it is looked whether everything is known, and what waits.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Follows the objects until the process stops; told when all that there are are known for the first time.
+/// Follows the objects that are layers of this node until the process stops; told when all that there are are known for
+/// the first time. The status says how the watches fare.
 pub(super) fn follow(
     tasks: &Tasks,
     shared: &Shared,
     link: &Link,
     node: &Arc<str>,
     metrics: &Arc<Metrics>,
-) -> oneshot::Receiver<()> {
-    let (following, raw) = link.raw(CONFIGURATION.to_vec());
+) -> (oneshot::Receiver<()>, Arc<watch::Status>) {
+    let selected = Selected::configuration(node);
+    let (following, raw) = link.raw(selected.to_vec());
+    let status = raw.status.clone();
     let stopping = tasks.stopping();
     tasks.spawn(async move {
         tokio::select! {
@@ -55,10 +58,13 @@ pub(super) fn follow(
     let followed = Followed {
         shared: shared.clone(),
         link: link.clone(),
-        node: node.clone(),
         metrics: metrics.clone(),
         reports: [Report::new(Layer::ClusterDefault), Report::new(Layer::ClusterNode)],
-        parts: Vec::new(),
+        status: status.clone(),
+        references: selected.map(|selected| ResourceRef {
+            owner: if selected.wanted.kind == KIND { Owner::Ours } else { Owner::Felix },
+            name: selected.name.unwrap_or_default(),
+        }),
     };
     let stopping = tasks.stopping();
     tasks.spawn(async move {
@@ -67,7 +73,7 @@ pub(super) fn follow(
             () = followed.run(raw, known) => {}
         }
     });
-    when_known
+    (when_known, status)
 }
 
 /// Each kind is told whole, or not served.
@@ -75,14 +81,18 @@ fn is_known(status: &watch::Status) -> bool {
     status.kinds.iter().all(|kind| matches!(kind.phase(), Phase::Synced | Phase::NotServed))
 }
 
+fn is_of(object: &Value, reference: &ResourceRef) -> bool {
+    object.pointer("/metadata/name").and_then(Value::as_str) == Some(&reference.name)
+}
+
 struct Followed {
     shared: Shared,
     link: Link,
-    node: Arc<str>,
     metrics: Arc<Metrics>,
     reports: [Report; 2],
-    /// Of a list that is told in parts.
-    parts: Vec<Value>,
+    status: Arc<watch::Status>,
+    /// Which object each watch is of.
+    references: [ResourceRef; 4],
 }
 
 impl Followed {
@@ -92,58 +102,54 @@ impl Followed {
         loop {
             tokio::select! {
                 told = raw.told.recv() => match told {
-                    Some((kind, told)) => self.take(kind, told),
+                    Some((tag, told)) => self.take(tag, told),
                     None => return,
                 },
                 _ = tick.tick() => {
                     // The phase is set after its objects were told; they may wait in the channel still.
                     if is_known(&raw.status) && raw.told.is_empty() && let Some(known) = known.take() {
+                        self.status.set_synced();
                         let _ = known.send(()); // who waited may have lost patience
                     }
+                    self.metrics.set_kinds(&self.status);
                     self.report().await;
                 }
             }
         }
     }
 
-    fn take(&mut self, kind: usize, told: Told<Value>) {
-        let Some(owner) = [Owner::Felix, Owner::Ours].into_iter().nth(kind) else { return };
-        match told {
-            Told::Part(mut objects) => self.parts.append(&mut objects),
-            Told::Done => {
-                let objects = std::mem::take(&mut self.parts);
-                self.replace(owner, objects);
-            }
-            Told::All { objects, .. } => {
-                self.parts.clear();
-                self.replace(owner, objects);
-            }
-            Told::Applied(object) => match self.read(owner, object) {
-                Ok(resource) => locked(&self.shared).apply(resource),
-                Err(reference) => locked(&self.shared).delete(&reference),
-            },
-            Told::Gone { identity, .. } => {
-                locked(&self.shared).delete(&ResourceRef { owner, name: identity.name });
-            }
+    fn take(&mut self, tag: usize, told: Told<Value>) {
+        let Some(reference) = self.references.get(tag) else { return };
+        let object = match told {
+            // They come in parts where that is asked for, and it is not.
+            Told::Part(_) | Told::Done => return,
+            // A server that does not heed the selector tells of others too.
+            Told::All { objects, .. } => objects.into_iter().find(|object| is_of(object, reference)),
+            Told::Applied(object) if !is_of(&object, reference) => return,
+            Told::Applied(object) => Some(object),
+            Told::Gone { identity, .. } if identity.name != reference.name => return,
+            Told::Gone { .. } => None,
+        };
+        if let Some(status) = self.status.kinds.get(tag) {
+            status.set_objects(usize::from(object.is_some()));
+        }
+        match object.and_then(|object| self.read(reference.owner, object)) {
+            Some(resource) => locked(&self.shared).apply(resource),
+            None => locked(&self.shared).delete(reference),
         }
     }
 
-    fn replace(&self, owner: Owner, objects: Vec<Value>) {
-        let resources = objects.into_iter().filter_map(|object| self.read(owner, object).ok()).collect();
-        locked(&self.shared).replace_all(owner, resources);
-    }
-
     /// An object that is none is no layer.
-    fn read(&self, owner: Owner, mut object: Value) -> Result<Resource, ResourceRef> {
-        let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
-        Resource::read(owner, &mut object).map_err(|problem| {
-            let reference = ResourceRef { owner, name };
-            if reference.layer(&self.node).is_some() {
+    fn read(&self, owner: Owner, mut object: Value) -> Option<Resource> {
+        match Resource::read(owner, &mut object) {
+            Ok(resource) => Some(resource),
+            Err(problem) => {
+                let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
                 self.metrics.cluster_objects_refused.add(owner.kind(), 1);
-                warn!(kind = owner.kind(), name = reference.name, "spec {problem}: it is no layer");
+                warn!(kind = owner.kind(), name, "spec {problem}: it is no layer");
+                None
             }
-            reference
-        })
+        }
     }
 
     /// Writes what is to be said, when it is time.

@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::config::{
-    Change, Config, FIELDS, Field, Layer, Layers, LoadError, Owner, Resolved, Resource, ResourceRef,
-    file_layer, show_plain,
+    Change, Config, FIELDS, Field, Layer, Layers, LoadError, Resolved, Resource, ResourceRef, file_layer,
+    show_plain,
 };
 use crate::telemetry::Metrics;
 
@@ -107,12 +107,6 @@ impl Reload {
 
     pub(super) fn delete(&mut self, reference: &ResourceRef) {
         if self.layers.delete(reference) {
-            self.settle();
-        }
-    }
-
-    pub(super) fn replace_all(&mut self, owner: Owner, resources: Vec<Resource>) {
-        if self.layers.replace_all(owner, resources) {
             self.settle();
         }
     }

@@ -302,7 +302,7 @@ fn objects_come_change_and_go() {
     reload.apply(object(json!({"flowLogsFlushInterval": "48h"})));
     assert_eq!(configuration.take_change().unwrap().config.flow_logs_flush_interval.as_secs(), 300);
     assert_eq!(metrics.configuration_refused.get("FlowLogConfiguration default"), 1);
-    reload.replace_all(Owner::Ours, vec![object(json!({"flowLogsFlushInterval": "40s"}))]);
+    reload.apply(object(json!({"flowLogsFlushInterval": "40s"})));
     assert_eq!(configuration.take_change().unwrap().config.flow_logs_flush_interval.as_secs(), 40);
     reload.delete(&ResourceRef { owner: Owner::Ours, name: "default".into() });
     assert_eq!(configuration.take_change().unwrap().config, Config::default());

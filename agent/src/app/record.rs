@@ -125,7 +125,7 @@ impl Watched {
         let client = tasks.block_on(watch::connect(server))?;
         let (link, looking) = Link::new(client, Timing::default(), &CONFIGURATION);
         let wanted: Vec<Wanted> = WORLD.iter().map(|(wanted, _)| *wanted).chain(CONFIGURATION).collect();
-        let (following, raw) = link.raw(wanted.clone());
+        let (following, raw) = link.raw(wanted.iter().map(|wanted| (*wanted).into()).collect());
         let stopping = tasks.stopping();
         tasks.spawn(async move {
             tokio::select! {

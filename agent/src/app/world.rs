@@ -84,18 +84,18 @@ impl Watched {
     }
 }
 
-/// What readiness asks of the watch.
-pub(super) fn ready_of(status: Option<Arc<watch::Status>>) -> Ask {
-    let check = move || {
+/// What readiness asks of the watches: of the world, and of the objects that configure the agent.
+pub(super) fn ready_of(world: Option<Arc<watch::Status>>, configuration: Option<Arc<watch::Status>>) -> Ask {
+    let check = |name, status: &Option<Arc<watch::Status>>| {
         let Readiness { ready, reasons } = Readiness::of(status.as_deref());
-        let reason = match (ready, &status) {
+        let reason = match (ready, status) {
             (true, None) => "no API server is watched".to_owned(),
             (true, Some(_)) => "all kinds are known and up to date".to_owned(),
             (false, _) => reasons.join("; "),
         };
-        vec![Check { name: "cluster", passed: ready, reason }]
+        Check { name, passed: ready, reason }
     };
-    Arc::new(check)
+    Arc::new(move || vec![check("cluster", &world), check("configuration", &configuration)])
 }
 
 /// One batch of observations: the world is loaded once, when the first of them comes.

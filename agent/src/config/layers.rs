@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use super::resolve::{BadValue, Layer, RawEntry, RawLayer, Resolved, resolve};
-use super::resource::{Owner, Resource, ResourceRef};
+use super::resource::{Resource, ResourceRef};
 
 #[derive(Clone, Debug)]
 pub struct Layers {
@@ -39,25 +39,6 @@ impl Layers {
     /// False: there was no such layer.
     pub fn delete(&mut self, reference: &ResourceRef) -> bool {
         reference.layer(&self.node).is_some_and(|layer| self.resources.remove(&layer).is_some())
-    }
-
-    /// These are all objects of their kind that there are. False: nothing changed.
-    pub fn replace_all(&mut self, owner: Owner, resources: Vec<Resource>) -> bool {
-        let gone: Vec<ResourceRef> = self
-            .resources
-            .values()
-            .filter(|known| known.reference.owner == owner)
-            .filter(|known| !resources.iter().any(|one| one.reference == known.reference))
-            .map(|known| known.reference.clone())
-            .collect();
-        let mut changed = false;
-        for reference in gone {
-            changed |= self.delete(&reference);
-        }
-        for resource in resources {
-            changed |= self.apply(resource);
-        }
-        changed
     }
 
     /// The file's content is another one now.

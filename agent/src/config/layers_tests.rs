@@ -47,11 +47,9 @@ fn objects_are_layers_of_the_nodes_they_name() {
     }
     assert!(layers.delete(&ResourceRef { owner: Owner::Ours, name: "node.n1".into() }));
     assert_eq!(interval(&layers), (30, Layer::ClusterDefault));
-    // A relist in which Calico's default is gone and nothing else changed.
-    let all = vec![resource(Owner::Felix, "node.n1", set(20)), resource(Owner::Felix, "node.n2", set(1))];
-    assert!(layers.replace_all(Owner::Felix, all.clone()));
-    assert!(!layers.replace_all(Owner::Felix, all));
-    assert!(layers.replace_all(Owner::Ours, vec![]));
+    // One that was not there is no change.
+    assert!(!layers.delete(&ResourceRef { owner: Owner::Ours, name: "node.n1".into() }));
+    assert!(layers.delete(&ResourceRef { owner: Owner::Ours, name: "default".into() }));
     assert_eq!(interval(&layers), (20, Layer::FelixNode));
 }
 

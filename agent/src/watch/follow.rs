@@ -216,6 +216,8 @@ pub(super) struct Follower<'a, T, R> {
     pub client: Client,
     pub timing: Timing,
     pub resource: Resource,
+    /// Only these objects of it.
+    pub selector: Option<&'a str>,
     pub status: &'a KindStatus,
     /// `None`: the object is of no use.
     pub read: R,
@@ -246,6 +248,7 @@ where
         client: Client,
         timing: Timing,
         resource: Resource,
+        selector: Option<&'a str>,
         status: &'a KindStatus,
         read: R,
         tell: &'a mpsc::Sender<(usize, Told<T>)>,
@@ -254,7 +257,7 @@ where
     ) -> Self {
         let state =
             State { version: None, seen: None, heard: None, streaming: true, progress: false, malformed: 0 };
-        Self { client, timing, resource, status, read, tell, tag, in_parts, state }
+        Self { client, timing, resource, selector, status, read, tell, tag, in_parts, state }
     }
 
     /// Until nobody listens. Cancelled from outside when the server stops serving the kind.
@@ -380,7 +383,8 @@ where
 
     async fn list(&mut self) -> Result<(), Failure> {
         let mut gathered = self.gather();
-        let mut params = ListParams::default();
+        let mut params =
+            ListParams { field_selector: self.selector.map(str::to_owned), ..ListParams::default() };
         match &self.state.seen {
             None => params.resource_version = Some("0".to_owned()),
             Some(seen) => {
@@ -426,6 +430,7 @@ where
         let seconds = self.timing.watch.as_secs();
         let seconds = fastrand::u64(seconds..=seconds * 2);
         let mut params = WatchParams::default().timeout(u32::try_from(seconds).unwrap_or(u32::MAX));
+        params.field_selector = self.selector.map(str::to_owned);
         if initial {
             params = params.initial_events();
         }

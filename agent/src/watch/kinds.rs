@@ -121,6 +121,45 @@ pub const CONFIGURATION: [Wanted; 2] = [
     where_served("FlowLogConfiguration", "flowlogconfigurations", &[("flowlogd.dev", "v1")]),
 ];
 
+/// What is followed of a kind: all objects, or the one of this name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selected {
+    pub wanted: Wanted,
+    pub name: Option<String>,
+    /// What it is called in metrics.
+    pub label: &'static str,
+}
+
+impl From<Wanted> for Selected {
+    fn from(wanted: Wanted) -> Self {
+        Self { wanted, name: None, label: wanted.label() }
+    }
+}
+
+impl Selected {
+    /// The configuration objects that are layers of this node, each by a watch of its own: a cluster of thousands of
+    /// nodes may have as many objects of other nodes, of which no agent needs to hear.
+    pub fn configuration(node: &str) -> [Self; 4] {
+        let [felix, ours] = CONFIGURATION;
+        let select = |wanted, name: &str, label| Self { wanted, name: Some(name.to_owned()), label };
+        let own = format!("node.{node}");
+        [
+            select(felix, "default", "FelixConfiguration default"),
+            select(felix, &own, "FelixConfiguration node"),
+            select(ours, "default", "FlowLogConfiguration default"),
+            select(ours, &own, "FlowLogConfiguration node"),
+        ]
+    }
+
+    /// The field selector that asks for it. Every API server knows this one, also of custom resources.
+    pub(super) fn field_selector(&self) -> Option<String> {
+        let name = self.name.as_deref()?;
+        // What the selector's own language would read.
+        let escaped = name.replace('\\', "\\\\").replace(',', "\\,").replace('=', "\\=");
+        Some(format!("metadata.name={escaped}"))
+    }
+}
+
 const fn policy(kind: PolicyKind) -> Kind {
     Kind::Policy(ResourceKind::Policy(kind))
 }
@@ -140,6 +179,14 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn a_name_is_selected_whatever_is_in_it() {
+        let of = |node| Selected::configuration(node)[3].field_selector().unwrap();
+        assert_eq!(of("n1.example"), "metadata.name=node.n1.example");
+        assert_eq!(of("a=b,c\\"), "metadata.name=node.a\\=b\\,c\\\\");
+        assert_eq!(Selected::from(CONFIGURATION[0]).field_selector(), None);
+    }
 
     #[test]
     fn every_kind_of_the_world_is_watched_once() {

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::decode::{DecodeError, Unreadable};
 use super::follow::{Follower, Resource, Timing, Told};
-use super::kinds::{WORLD, Wanted};
+use super::kinds::{Selected, WORLD, Wanted};
 use super::served::{Served, look};
 use super::status::{KindStatus, Phase, Status};
 
@@ -55,16 +55,15 @@ impl Link {
         &self.client
     }
 
-    /// Objects of these kinds as they are written, each with its `apiVersion` and `kind`: the tag is the place of its kind
-    /// in `wanted`. The future follows until [`Raw::told`] is dropped.
-    pub fn raw(&self, wanted: Vec<Wanted>) -> (impl Future<Output = ()> + Send + 'static, Raw) {
+    /// Objects of these kinds as they are written, each with its `apiVersion` and `kind`: the tag is its place in `wanted`. The future follows until [`Raw::told`] is dropped.
+    pub fn raw(&self, wanted: Vec<Selected>) -> (impl Future<Output = ()> + Send + 'static, Raw) {
         let (tell, told) = mpsc::channel(TOLD);
-        let status = Arc::new(Status::new(wanted.iter().map(Wanted::label)));
+        let status = Arc::new(Status::new(wanted.iter().map(|selected| selected.label)));
         let (link, of) = (self.clone(), status.clone());
         let following = async move {
             let all = wanted.iter().zip(&of.kinds).enumerate();
-            futures::future::join_all(all.map(|(tag, (wanted, status))| {
-                let kind = wanted.kind;
+            futures::future::join_all(all.map(|(tag, (selected, status))| {
+                let kind = selected.wanted.kind;
                 let read = move |resource: &Resource| {
                     let api_version = resource.api_version();
                     move |text: &str| {
@@ -72,7 +71,7 @@ impl Link {
                         read.map_err(|error| Unreadable { error, stands: None })
                     }
                 };
-                link.follow(wanted, status, read, &tell, tag, false)
+                link.follow(selected.clone(), status, read, &tell, tag, false)
             }))
             .await;
         };
@@ -82,7 +81,7 @@ impl Link {
     /// Follows a kind whenever it is served, until nobody listens.
     pub(super) async fn follow<T, R>(
         &self,
-        wanted: &Wanted,
+        selected: impl Into<Selected>,
         status: &KindStatus,
         read: impl Fn(&Resource) -> R,
         tell: &mpsc::Sender<(usize, Told<T>)>,
@@ -91,6 +90,9 @@ impl Link {
     ) where
         R: Fn(&str) -> Result<Option<T>, Unreadable<T>>,
     {
+        let selected = selected.into();
+        let wanted = &selected.wanted;
+        let selector = selected.field_selector();
         let mut served = self.served.clone();
         let mut first = true;
         let find = |served: &Option<Arc<Served>>| match served {
@@ -118,6 +120,7 @@ impl Link {
                 self.client.clone(),
                 self.timing,
                 resource.clone(),
+                selector.as_deref(),
                 status,
                 read,
                 tell,

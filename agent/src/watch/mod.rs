@@ -27,7 +27,7 @@ pub use decode::{
     DecodeError, Decoded, DecodedRef, decode, decode_ref, decode_text, unreadable, unreadable_text,
 };
 pub use follow::{Identity, Timing, Told};
-pub use kinds::{CONFIGURATION, WORLD, Wanted};
+pub use kinds::{CONFIGURATION, Selected, WORLD, Wanted};
 pub use link::{Link, Raw};
 pub use manifests::{ManifestError, Manifests, load, load_as_written};
 pub use status::{KindStatus, Phase, Status};

@@ -122,7 +122,8 @@ impl KindStatus {
         self.objects.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_objects(&self, count: usize) {
+    /// Whoever takes what is told knows how many there are.
+    pub fn set_objects(&self, count: usize) {
         self.objects.store(count as u64, Ordering::Relaxed);
     }
 }
@@ -178,7 +179,8 @@ impl Status {
         self.synced.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_synced(&self) {
+    /// All kinds are known, and what is made of them is in use.
+    pub fn set_synced(&self) {
         self.synced.store(true, Ordering::Release);
     }
 
@@ -212,7 +214,7 @@ impl Status {
             reasons.push(format!("{}: {problem}{why}", kind.kind));
         }
         if reasons.is_empty() && !self.is_synced() {
-            reasons.push("the cluster is not published yet".to_owned());
+            reasons.push("what is known is not in use yet".to_owned());
         }
         reasons
     }

@@ -89,7 +89,7 @@ impl Cluster {
                 }
             };
             // Pods are many: they are not gathered before they are known.
-            link.follow(wanted, status, read, &tell, tag, kind == "Pod")
+            link.follow(*wanted, status, read, &tell, tag, kind == "Pod")
         }));
         tokio::join!(following, self.keep(&link, told, now));
     }
