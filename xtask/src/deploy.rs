@@ -5,6 +5,7 @@
 //! always holds: the chart is the truth for kustomize too. Exit code 3: all is good that could be looked at, but there is
 //! no API server here (`KUBEBUILDER_ASSETS`).
 
+mod collected;
 mod refusals;
 pub mod render;
 mod rights;
@@ -64,6 +65,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     )?;
     println!("helm lint: good");
     println!("values that the schema refuses: {} of {}", refusals::check()?, refusals::VALUES.len());
+
+    println!("collectors and the rights that each takes: {} renderings", collected::check()?);
 
     packages::install_missing(&packages::STORES, packages::rsyslog_elasticsearch().as_slice())?;
     let at = |name: &str| render::root().join("deploy").join(name);

@@ -33,6 +33,11 @@ pub fn whole(values: &[&str]) -> anyhow::Result<String> {
     helm(&["--include-crds"], values)
 }
 
+/// The DaemonSet alone.
+pub fn daemonset(values: &[&str]) -> anyhow::Result<String> {
+    helm(&["--show-only", "templates/daemonset.yaml"], values)
+}
+
 /// Every generated file's path and content.
 pub fn files() -> anyhow::Result<Vec<(&'static str, String)>> {
     FILES

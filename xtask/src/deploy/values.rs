@@ -57,7 +57,8 @@ pub fn schema(crd: &Value) -> anyhow::Result<Value> {
         "cluster": enabled,
         "calico": enabled,
         "processInfo": enabled,
-        "dns": enabled,
+        "tcpStats": enabled,
+        "dns": closed(json!({"domains": boolean, "log": boolean})),
         "extraCapabilities": {"type": "array", "items": {"type": "string", "pattern": "^[A-Z_]+$", "not": {"pattern": "^CAP_"}}},
         "priorityClassName": string,
         "updateStrategy": closed(json!({

@@ -34,6 +34,17 @@ app.kubernetes.io/component: agent
 {{- end -}}
 {{- end -}}
 
+{{/* "true" where the values set one of the boolean fields, for all nodes or for one. In: the root, and the fields. */}}
+{{- define "flowlogd.sets" -}}
+{{- $found := false -}}
+{{- range $fields := prepend (values .root.Values.nodeConfig) .root.Values.config -}}
+{{- range $name := $.fields -}}
+{{- if eq (get $fields $name | toString) "true" -}}{{- $found = true -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if $found -}}true{{- end -}}
+{{- end -}}
+
 {{- define "flowlogd.image" -}}
 {{- if .Values.image.digest -}}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}
