@@ -21,6 +21,9 @@ pub const NODE: [Needed; 4] =
 /// A DNS server that answers real questions.
 pub const DNS: [Needed; 1] = [("dnsmasq", "dnsmasq-base")];
 
+/// A terminal that says what stands on it.
+pub const TERMINAL: [Needed; 1] = [("tmux", "tmux")];
+
 /// What ships lines, and what watches the agent's metrics.
 pub const STORES: [Needed; 2] = [("promtool", "prometheus"), ("rsyslogd", "rsyslog")];
 

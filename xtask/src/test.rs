@@ -51,8 +51,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut report = Report::default();
     if is_root() {
         report.step("programs that tests run", || {
-            let needed =
-                [&packages::NODE[..], &packages::STORES, &packages::PROCESSES, &packages::DNS].concat();
+            let needed = [
+                &packages::NODE[..],
+                &packages::STORES,
+                &packages::PROCESSES,
+                &packages::DNS,
+                &packages::TERMINAL,
+            ]
+            .concat();
             packages::install_missing(&needed, &[]).map(|()| Outcome::Passed)
         });
     }

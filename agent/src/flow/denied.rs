@@ -146,6 +146,10 @@ impl DeniedTable {
         self.flows.is_empty()
     }
 
+    pub fn get(&self, key: &DeniedKey) -> Option<&Denied> {
+        self.index.get(key).and_then(|&at| self.flows.get(at))
+    }
+
     pub fn get_mut(&mut self, key: &DeniedKey) -> Option<&mut Denied> {
         self.index.get(key).and_then(|&at| self.flows.get_mut(at))
     }

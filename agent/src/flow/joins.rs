@@ -259,6 +259,12 @@ impl Joins {
         }
     }
 
+    /// What has been told of the sockets of this tuple and waits, `[source's, destination's]`: looked at, not taken.
+    pub fn waiting(&self, proto: Proto, addresses: Addresses) -> [Option<Arc<Process>>; 2] {
+        let entry = self.entries.get(&Pair::of(proto, addresses).0);
+        entry.map(|entry| entry.processes.clone()).unwrap_or_default()
+    }
+
     pub fn take_tcp(&mut self, connection: &mut Connection) {
         if self.entries.is_empty() {
             return;

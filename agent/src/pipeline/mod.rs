@@ -41,7 +41,7 @@ use ends::PlainAddresses;
 use fold::{Fold, both_known, refresh_denied_labels, refresh_labels};
 pub use limits::Limits;
 pub use policy_use::{PolicyUse, RuleUse, SelectedBy, UsedRule};
-pub use preview::{PreviewEvent, Previewer};
+pub use preview::{Known, PreviewEvent, Previewer};
 pub use stats::Stats;
 use stats::count_by_name;
 use trusted::Trusted;

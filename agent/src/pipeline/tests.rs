@@ -1,6 +1,7 @@
 //! Properties of the one path: conservation and independence of how the input is cut, at every level.
 
 mod faults;
+mod preview;
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -13,7 +13,7 @@ use crate::wire::view::LineView;
 use super::super::{Exit, Failure, OrExit as _};
 use super::files::{Lines, Skipped};
 use super::show::Shown;
-use super::{ObserveArgs, cannot};
+use super::{LOOK, ObserveArgs, cannot};
 
 pub fn observe(
     path: &Path,
@@ -27,10 +27,12 @@ pub fn observe(
     let follow = args.follow || !past;
     let request = Request { flows, lines: !flows, past, follow, filter: args.filter.0.to_string() };
     stream.write_all(&request.encode()).map_err(|error| cannot(path, &error))?;
+    // A terminal that changes its size is drawn anew, also while the agent has nothing to say.
+    stream.set_read_timeout(Some(LOOK)).map_err(|error| cannot(path, &error))?;
     let mut refused = None;
     let mut first = true;
     let mut lines = Lines::new(BufReader::with_capacity(1 << 16, stream), path.display().to_string());
-    let ended = lines.read(true, skipped, &mut |text, place, skipped| {
+    let mut take = |text: &str, place: &dyn Fn() -> String, skipped: &mut Skipped, shown: &mut Shown| {
         if !text.starts_with(TOLD) {
             return shown.line(text, place, skipped);
         }
@@ -56,7 +58,16 @@ pub fn observe(
                 Ok(true)
             }
         }
-    });
+    };
+    let ended = loop {
+        match lines.read(true, skipped, &mut |text, place, skipped| take(text, place, skipped, shown)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match shown.settle(false) {
+                Ok(true) => {}
+                other => break other,
+            },
+            other => break other,
+        }
+    };
     if let Some(error) = refused {
         return Err(Failure::new(Exit::Unavailable, anyhow::anyhow!("the agent says: {error}")).into());
     }

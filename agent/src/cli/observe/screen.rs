@@ -29,9 +29,13 @@ pub enum Paint {
     Yellow,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Screen {
     pub width: usize,
+    /// Rows; as many as are wanted where it is no terminal.
+    pub height: usize,
+    /// The width was asked for: it stays.
+    fixed: bool,
     pub color: bool,
     /// Stdout is a terminal.
     pub terminal: bool,
@@ -39,16 +43,20 @@ pub struct Screen {
 
 /// Columns of a terminal that says nothing of itself.
 const USUAL: usize = 80;
+const NARROWEST: usize = 40;
+const WIDEST: usize = 1000;
 
 impl Screen {
     pub fn of_stdout(width: Option<u16>, color: Color) -> Self {
         let stdout = std::io::stdout();
         let terminal = stdout.is_terminal();
-        let own = || {
-            rustix::termios::tcgetwinsize(&stdout).ok().map(|size| size.ws_col).filter(|columns| *columns > 0)
-        };
+        let fixed = width.is_some();
+        let size = rustix::termios::tcgetwinsize(&stdout).ok();
+        let own = size.map(|size| size.ws_col).filter(|columns| *columns > 0);
         let told = || std::env::var("COLUMNS").ok()?.parse().ok();
-        let width = width.or_else(own).or_else(told).map_or(USUAL, usize::from);
+        let width = width.or(own).or_else(told).map_or(USUAL, usize::from);
+        let rows = size.map(|size| usize::from(size.ws_row)).filter(|rows| terminal && *rows > 0);
+        let height = rows.unwrap_or(usize::MAX);
         let color = match color {
             Color::Always => true,
             Color::Never => false,
@@ -58,7 +66,15 @@ impl Screen {
                     && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
             }
         };
-        Self { width: width.clamp(40, 1000), color, terminal }
+        Self { width: width.clamp(NARROWEST, WIDEST), height, fixed, color, terminal }
+    }
+
+    /// The same as it is now: terminals change their size.
+    pub fn again(&self) -> Self {
+        let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok().filter(|size| size.ws_row > 0);
+        let Some(size) = size.filter(|_| self.terminal) else { return *self };
+        let width = if self.fixed { self.width } else { usize::from(size.ws_col).clamp(NARROWEST, WIDEST) };
+        Self { width, height: size.ws_row.into(), ..*self }
     }
 
     pub fn paint(&self, paint: Paint, text: &str, out: &mut String) {

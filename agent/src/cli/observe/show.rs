@@ -37,9 +37,24 @@ pub struct Shown {
     headed: bool,
     out: String,
     stdout: StdoutSink<io::Stdout>,
-    /// Rows of the summary that stand on the terminal.
-    drawn: usize,
+    /// Rows of the summary that stand on the terminal, and the terminal as it was then.
+    drawn: Option<(usize, Screen)>,
     changed: bool,
+}
+
+/// Over what was drawn before, line by line, so that nothing is blank in between: each line ends what stood there, and
+/// what is below the last one goes. Where the terminal changed its size nobody knows where the old lines are now.
+fn redraw(table: &str, before: Option<(usize, bool)>, out: &mut String) {
+    match before {
+        None => {}
+        Some((rows, true)) => out.push_str(&format!("\x1b[{rows}A")),
+        Some((_, false)) => out.push_str("\x1b[H\x1b[2J"),
+    }
+    for line in table.lines() {
+        out.push_str(line);
+        out.push_str("\x1b[K\n");
+    }
+    out.push_str("\x1b[J");
 }
 
 impl Shown {
@@ -54,7 +69,7 @@ impl Shown {
             headed: false,
             out: String::new(),
             stdout: StdoutSink::new(),
-            drawn: 0,
+            drawn: None,
             changed: true,
         }
     }
@@ -137,20 +152,26 @@ impl Shown {
                 }
             }
         }
+        if let Show::Table(table) = &mut self.show {
+            // Rows to come are of the terminal as it is now, under titles of their own.
+            self.headed &= !table.fit();
+        }
         if let Show::Top(top, format, screen) = &self.show
-            && std::mem::take(&mut self.changed)
+            && (std::mem::take(&mut self.changed)
+                || self.drawn.is_some_and(|(_, then)| then.terminal && then != screen.again()))
         {
             match format {
                 Format::Json => self.out.push_str(&top.json()),
                 Format::Table => {
+                    let screen = screen.again();
                     let mut table = String::new();
-                    top.table(screen, &mut table);
-                    if screen.terminal && self.drawn > 0 {
-                        // Up to where it began, and away with it.
-                        self.out.push_str(&format!("\x1b[{}A\x1b[J", self.drawn));
+                    top.table(&screen, &mut table);
+                    if screen.terminal {
+                        redraw(&table, self.drawn.map(|(rows, then)| (rows, then == screen)), &mut self.out);
+                    } else {
+                        self.out.push_str(&table);
                     }
-                    self.drawn = table.lines().count();
-                    self.out.push_str(&table);
+                    self.drawn = Some((table.lines().count(), screen));
                 }
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! In: lines. Out: rows. Always: a row is as wide as the screen or narrower, and columns stand still: widths come from
 //! the screen's width alone, for the lines to come are not known. From 120 columns on there is more to see: service,
-//! packets, flows, what decided (`!`: policy says otherwise than the kernel did); where the lines come live, `EVENT` says what happened.
+//! packets, flows, what decided (`!`: policy says otherwise than the kernel did), from 180 on the process; where the lines come live, `EVENT` says what happened.
 
 use jiff::tz::TimeZone;
 
@@ -24,6 +24,7 @@ enum Column {
     Packets,
     Bytes,
     Flows,
+    Process,
     Why,
 }
 
@@ -41,6 +42,7 @@ impl Column {
             Self::Packets => "PKTS IN/OUT",
             Self::Bytes => "IN/OUT",
             Self::Flows => "FLOWS",
+            Self::Process => "PROCESS",
             Self::Why => "POLICY",
         }
     }
@@ -52,6 +54,7 @@ impl Column {
 
 pub struct Table {
     screen: Screen,
+    live: bool,
     columns: Vec<(Column, usize)>,
     zone: TimeZone,
 }
@@ -78,13 +81,19 @@ impl Table {
         }
         columns.push((C::Bytes, 11));
         if wide {
-            columns.extend([(C::Flows, 5), (C::Why, 0)]);
+            columns.push((C::Flows, 5));
+        }
+        if screen.width >= 180 {
+            columns.push((C::Process, 0));
+        }
+        if wide {
+            columns.push((C::Why, 0));
         }
         let fixed: usize = columns.iter().map(|(_, width)| width).sum::<usize>() + columns.len() - 1;
-        // Ends get three parts each, service and policy two each.
+        // Ends get three parts each, service, process and policy two each.
         let parts = |column: C| match column {
             C::Source | C::Dest => 3,
-            C::Service | C::Why => 2,
+            C::Service | C::Process | C::Why => 2,
             _ => 0,
         };
         let all: usize = columns.iter().map(|(column, _)| parts(*column)).sum();
@@ -92,7 +101,7 @@ impl Table {
         for (column, width) in columns.iter_mut().filter(|(column, _)| parts(*column) > 0) {
             *width = (rest * parts(*column) / all).max(LEAST_NAME);
         }
-        Self { screen, columns, zone }
+        Self { screen, live, columns, zone }
     }
 
     pub fn header(&self, out: &mut String) {
@@ -126,6 +135,7 @@ impl Table {
                 Column::Packets => format!("{}/{}", short(line.packets_in), short(line.packets_out)),
                 Column::Bytes => format!("{}/{}", short(line.bytes_in), short(line.bytes_out)),
                 Column::Flows => short(line.num_flows),
+                Column::Process => present(&line.process_name).unwrap_or_default().to_owned(),
                 Column::Why if mismatch => format!("! {}", why(line)),
                 Column::Why => why(line),
             };
@@ -147,6 +157,16 @@ impl Table {
             Ok(time) => time.to_zoned(self.zone.clone()).strftime("%H:%M:%S").to_string(),
             Err(_) => "-".to_owned(),
         }
+    }
+
+    /// Fits the terminal as it is now; `true`: its width is another than before.
+    pub fn fit(&mut self) -> bool {
+        let screen = self.screen.again();
+        let changed = screen.width != self.screen.width;
+        if changed {
+            *self = Self::new(screen, self.live, self.zone.clone());
+        }
+        changed
     }
 
     pub fn screen(&self) -> &Screen {

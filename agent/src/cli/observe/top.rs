@@ -121,7 +121,7 @@ impl Top {
     }
 
     /// The greatest first; equal ones by name.
-    fn greatest(&self) -> Vec<(&[String], Sums)> {
+    fn greatest(&self, rows: usize) -> Vec<(&[String], Sums)> {
         let both = |[src, dst]: &[Sums; 2]| match self.kind {
             // Each end has its own verdict.
             Kind::Policies | Kind::Denied | Kind::Mismatch => Sums {
@@ -139,7 +139,7 @@ impl Top {
         let mut all: Vec<(&[String], Sums)> =
             self.keys.iter().map(|(key, sums)| (&**key, both(sums))).collect();
         all.sort_unstable_by(|(a, x), (b, y)| weight(y).cmp(&weight(x)).then_with(|| a.cmp(b)));
-        all.truncate(self.rows);
+        all.truncate(rows);
         all
     }
 
@@ -155,7 +155,8 @@ impl Top {
 
     pub fn table(&self, screen: &Screen, out: &mut String) {
         const NUMBERS: [(&str, usize); 3] = [("BYTES", 6), ("PACKETS", 7), ("FLOWS", 6)];
-        let rows = self.greatest();
+        // All of it stands on the screen: titles, rows, the foot, and the line on which the cursor waits.
+        let rows = self.greatest(self.rows.min(screen.height.saturating_sub(3)));
         let titles = self.titles();
         let taken: usize = NUMBERS.iter().map(|(_, width)| width + 1).sum();
         let free = screen.width.saturating_sub(taken + titles.len() - 1);
@@ -206,7 +207,7 @@ impl Top {
     /// One object.
     pub fn json(&self) -> String {
         let rows: Vec<_> = self
-            .greatest()
+            .greatest(self.rows)
             .into_iter()
             .map(|(key, sums)| {
                 let mut row = serde_json::Map::new();
