@@ -106,12 +106,15 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         Origin::Manifests | Origin::Nowhere => None,
     };
 
+    let mut configured = None;
     if let Some(watched) = &watched {
-        let known = cluster_configuration::follow(&tasks, &reload, &watched.link, &options.node, metrics);
+        let (known, status) =
+            cluster_configuration::follow(&tasks, &reload, &watched.link, &options.node, metrics);
         let waited = tasks.block_on(async { tokio::time::timeout(PATIENCE, known).await });
         if waited.is_err() {
             warn!("the API server has not told its configuration yet: it acts at the flush after it does");
         }
+        configured = Some(status);
     }
     // What is known of the configuration by now is what the agent starts with.
     locked(&reload).begin();
@@ -138,7 +141,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         metrics,
         beats: &beats,
         live_bytes: memory.live(),
-        more_ready: ready_of(watched.as_ref().map(|watched| watched.status.clone())),
+        more_ready: ready_of(watched.as_ref().map(|watched| watched.status.clone()), configured),
     };
     let outside = Outside::start(&tasks, shown).map_err(RunError::Thread)?;
     let mut sources = match NodeSources::open_within(&config.config, &memory.bounds()) {
@@ -164,11 +167,11 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
             Observation::Drop(drop) => metrics.filter_drop_packets.add(&drop.reason, drop.packets),
             _ => {}
         }
-        outside.tap(&observed);
         if trace.get() {
             debug!(at = observed.at.0, observation = ?observed.observation, "observed");
         }
         pipeline.step(Input::Observation(&observed.observation), observed.at, world.snapshot());
+        outside.tap(&observed, pipeline);
     };
     let mut batch = Batch::of(&world);
     sources.adopt(&mut |observed| step(&mut pipeline, &mut batch, observed));
@@ -189,7 +192,9 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     let mut raised = Raised::new(dynamic::follow(&tasks, configuration.clone(), metrics.clone()));
     let mut next_flush = Instant::now() + config.config.flow_logs_flush_interval;
     let mut adopting = true;
+    metrics.last_flush.set(since_1970(clock.now()));
     loop {
+        metrics.flush_interval.set(config.config.flow_logs_flush_interval);
         beats.pipeline.beat();
         metrics.accounting_off.set(u64::from(sources.accounting_is_off()));
         if adopting && sources.is_adopted() {
@@ -226,7 +231,9 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
                 "the clock was set back: until it has caught up, windows are told with times that run at half speed"
             );
         }
-        let lines = close_window(&mut pipeline, &mut sources, &writer, metrics, now, &snapshot, stopping);
+        let closing = Closing { now, snapshot: &snapshot, last: stopping, trace: trace.get() };
+        let lines = close_window(&mut pipeline, &mut sources, &writer, metrics, &closing);
+        metrics.last_flush.set(since_1970(now));
         if let Some(watched) = &watched {
             watched.window_closed(now, lines, metrics);
         }
@@ -246,7 +253,8 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
                 step(&mut pipeline, &mut batch, observed);
             });
             if more {
-                close_window(&mut pipeline, &mut sources, &writer, metrics, clock.now(), &snapshot, true);
+                let closing = Closing { now: clock.now(), ..closing };
+                close_window(&mut pipeline, &mut sources, &writer, metrics, &closing);
             }
             break;
         }
@@ -265,15 +273,23 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
     writer.finish(&entries, clock.now())
 }
 
+/// How a window is closed.
+struct Closing<'a> {
+    now: Timestamp,
+    snapshot: &'a Snapshot,
+    /// None comes after it.
+    last: bool,
+    /// Its records are logged.
+    trace: bool,
+}
+
 /// Flushes the pipeline, hands the window to the writer and takes over the counts. Says how many lines that are.
 fn close_window(
     pipeline: &mut Pipeline,
     sources: &mut NodeSources,
     writer: &Writer,
     metrics: &Metrics,
-    now: Timestamp,
-    snapshot: &Snapshot,
-    last: bool,
+    &Closing { now, snapshot, last, trace }: &Closing<'_>,
 ) -> u64 {
     let began = Instant::now();
     let mut fills = sources.fills();
@@ -290,6 +306,11 @@ fn close_window(
     }
     let Some(logs) = logs else { return 0 };
     debug!(records = logs.records.len(), lost_events = logs.lost_events, "window closed");
+    if trace {
+        for record in &logs.records {
+            debug!(start = logs.start.0, end = logs.end.0, ?record, "reported");
+        }
+    }
     metrics.flushes.add(1);
     count_lines(&logs, metrics);
     let lines = logs.records.len() as u64;
@@ -336,6 +357,10 @@ fn tell_totals(metrics: &Metrics) {
             }
         }
     }
+}
+
+fn since_1970(at: Timestamp) -> Duration {
+    Duration::from_nanos(u64::try_from(at.0).unwrap_or(0))
 }
 
 /// A flush that took longer than the interval is followed by a full one: two without time between them would leave the

@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use crate::config::Config;
 use crate::http::{Check, Health, Limits, Listen, health_routes, metrics_routes, serve};
 use crate::model::{Observation, Timestamp};
-use crate::pipeline::Previewer;
+use crate::pipeline::{Known, Pipeline, Previewer};
 use crate::sink::live::{Live, LiveOptions, bind};
 use crate::snapshot::Snapshot;
 use crate::source::{Observed, privilege};
@@ -137,10 +137,13 @@ impl Beats {
     }
 }
 
+/// An observation, when it was seen, and what the pipeline knew of its flow then.
+type Seen = (Observation, Timestamp, Known);
+
 /// The loops' end of all this.
 pub(super) struct Outside {
     pub(super) live: Live,
-    previews: SyncSender<(Observation, Timestamp)>,
+    previews: SyncSender<Seen>,
 }
 
 /// What it takes to show something.
@@ -190,12 +193,13 @@ impl Outside {
         Ok(Self { live, previews })
     }
 
-    /// While somebody watches: the observation is looked at elsewhere too.
-    pub(super) fn tap(&self, observed: &Observed) {
+    /// While somebody watches: the observation, which the pipeline has stepped, is looked at elsewhere too.
+    pub(super) fn tap(&self, observed: &Observed, pipeline: &Pipeline) {
         if !self.live.wants_flows() || !Previewer::is_shown(&observed.observation) {
             return;
         }
-        if self.previews.try_send((observed.observation.clone(), observed.at)).is_err() {
+        let seen = (observed.observation.clone(), observed.at, pipeline.known(&observed.observation));
+        if self.previews.try_send(seen).is_err() {
             self.live.lose_flows(1);
         }
     }
@@ -203,7 +207,7 @@ impl Outside {
 
 /// Until the loop is gone.
 fn preview_all(
-    waiting: &Receiver<(Observation, Timestamp)>,
+    waiting: &Receiver<Seen>,
     mut configuration: Configuration,
     host_addresses: &[IpAddr],
     node: &str,
@@ -214,11 +218,11 @@ fn preview_all(
         (Previewer::new(settings(config), host_addresses.to_vec()), line_format(config, node))
     };
     let (mut previewer, mut format) = made_of(&configuration.get().config);
-    while let Ok((observation, at)) = waiting.recv() {
+    while let Ok((observation, at, known)) = waiting.recv() {
         if let Some(changed) = configuration.take_change() {
             (previewer, format) = made_of(&changed.config);
         }
-        let Some((event, log)) = previewer.preview(&observation, at, &world.load()) else { continue };
+        let Some((event, log)) = previewer.preview(&observation, at, &known, &world.load()) else { continue };
         live.flow(&log, || {
             let mut line = Vec::with_capacity(1536);
             encode(&log, &Window { start: at, end: at, lost_events: 0 }, &format, &mut line);

@@ -176,7 +176,7 @@ fields! {
     flow_logs_collect_process_path "flowLogsCollectProcessPath": bool = false, Live;
     /// Collect statistics of TCP sockets.
     flow_logs_collect_tcp_stats "flowLogsCollectTcpStats": bool = false, Live;
-    /// Log every observation and report at debug level.
+    /// Log every observation, and every record of a window that is closed, whole, at debug level (`--log-level debug`).
     flow_logs_collector_debug_trace "flowLogsCollectorDebugTrace": bool = false, Live;
     /// Ours. Capture DNS for `dest_domains` alone; `dnsLogsFileEnabled` captures it too. It needs CAP_NET_RAW and costs other packets one run of a classic filter.
     flow_logs_collect_dest_domains "flowLogsCollectDestDomains": bool = false, Live;

@@ -11,7 +11,7 @@ use crate::pipeline::{PolicyUse, RuleUse, Stats, UsedRule};
 use crate::sink::SinkStats;
 use crate::watch::{Phase, Status};
 
-use super::metric::{Counter, Families, Family, Family2, Gauge, Histogram, metrics};
+use super::metric::{Counter, Families, Family, Family2, Gauge, Histogram, Seconds, metrics};
 
 /// Policy rules that are told apart.
 type RuleFamily = Families<7, 4096>;
@@ -93,6 +93,10 @@ metrics! {
     policy_selected_endpoints: SelectedFamily(Gauge) = "flowlogd_policy_selected_endpoints" ["tier", "namespace", "policy"];
     /// Evaluations whose outcome cannot be told: an object that could not be read, or a rule that asks for more than a flow tells.
     policy_evaluations_unknown: Gauge(Counter) = "flowlogd_policy_evaluations_unknown_total";
+    /// When the last window was closed, with lines or without, since 1970; before the first one, when the agent began.
+    last_flush: Seconds(Gauge) = "flowlogd_last_flush_timestamp_seconds";
+    /// flowLogsFlushInterval as it acts now.
+    flush_interval: Seconds(Gauge) = "flowlogd_flush_interval_seconds";
     /// Windows flushed.
     flushes: Counter(Counter) = "flowlogd_flushes_total";
     /// Time in which a window is closed: from the last counters read to the records made.
@@ -220,6 +224,11 @@ impl Metrics {
     /// Takes over how the watch of the cluster fares.
     pub fn set_watch(&self, status: &Status) {
         self.watch_synced.set(u64::from(status.is_synced()));
+        self.set_kinds(status);
+    }
+
+    /// Takes over how kinds fare, whatever is made of them.
+    pub fn set_kinds(&self, status: &Status) {
         for kind in &status.kinds {
             let name = kind.kind;
             for phase in Phase::ALL {
