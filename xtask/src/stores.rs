@@ -1,6 +1,6 @@
 //! What stores have to know of a line before the first one comes: types and retention.
 //!
-//! In: the line's JSON schema. Out: an index template with its lifecycle policies for Elasticsearch and OpenSearch, a table for
+//! In: the JSON schemas of a flow's line and of the DNS log's. Out: an index template with its lifecycle policies for Elasticsearch and OpenSearch, a table for
 //! ClickHouse, all below `deploy/shippers/`. What always holds: every field of the line has its type in each store, names and
 //! types fit what consumers of Calico's indices ask for (keywords, addresses, longs, seconds). Not here: how lines come there.
 
@@ -9,19 +9,27 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, bail};
 use serde_json::{Map, Value, json};
 
+use crate::dashboards::description::Log;
+
 const DAYS: u64 = 8;
 
 /// The types that stores tell apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Type {
     Text,
     Integer,
     Boolean,
     Address,
     Seconds,
+    /// RFC 3339.
+    Instant,
+    /// Texts by any names.
+    Labels,
+    Object(Vec<Column>),
 }
 
 /// A column: a name of the line, or of what lies one below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Column {
     name: String,
     of: Type,
@@ -31,15 +39,18 @@ struct Column {
 
 /// Every generated file, with its content.
 pub fn files() -> anyhow::Result<Vec<(String, String)>> {
-    let columns = columns(&flowlogd::wire::schema::schema())?;
+    let flows = columns(&Log::Flows.schema())?;
+    let dns = columns(&Log::Dns.schema())?;
     let json = |value: Value| serde_json::to_string_pretty(&value).map(|text| text + "\n");
     let at = |name: &str| format!("deploy/shippers/{name}");
     Ok(vec![
-        (at("elasticsearch/index-template.json"), json(index_template(&columns, false))?),
+        (at("elasticsearch/index-template.json"), json(index_template(Log::Flows, &flows, false))?),
+        (at("elasticsearch/index-template-dns.json"), json(index_template(Log::Dns, &dns, false))?),
         (at("elasticsearch/ilm-policy.json"), json(ilm())?),
-        (at("opensearch/index-template.json"), json(index_template(&columns, true))?),
+        (at("opensearch/index-template.json"), json(index_template(Log::Flows, &flows, true))?),
+        (at("opensearch/index-template-dns.json"), json(index_template(Log::Dns, &dns, true))?),
         (at("opensearch/ism-policy.json"), json(ism())?),
-        (at("clickhouse.sql"), clickhouse(&columns)),
+        (at("clickhouse.sql"), clickhouse(&flows, &dns)),
     ])
 }
 
@@ -63,9 +74,14 @@ fn column(name: String, property: &Value) -> anyhow::Result<Column> {
     let kinds = kinds(property);
     let has = |kind: &str| kinds.iter().any(|of| of == kind);
     let (list, nullable) = (has("array"), has("null"));
-    let inner = if list { self::kinds(&property["items"]) } else { kinds };
+    let item = if list { &property["items"] } else { property };
+    let inner = if list { self::kinds(item) } else { kinds };
     let of = match inner.iter().find(|kind| !matches!(kind.as_str(), "null" | "array")).map(String::as_str) {
+        Some("string") if name.ends_with("_time") => Type::Instant,
+        Some("string") if name == "ip" || name.ends_with("_ip") => Type::Address,
         Some("string") => Type::Text,
+        Some("object") if item["additionalProperties"].is_object() => Type::Labels,
+        Some("object") if item["properties"].is_object() => Type::Object(columns(item)?),
         Some("ipv4" | "ipv6") => Type::Address,
         Some("integer") if name.ends_with("_time") => Type::Seconds,
         Some("integer") => Type::Integer,
@@ -92,17 +108,39 @@ fn kinds(schema: &Value) -> Vec<String> {
     }
 }
 
-/// A data stream `flowlogd-flows`; lists need no type of their own there.
-fn index_template(columns: &[Column], opensearch: bool) -> Value {
-    let mut properties = Map::new();
+/// A data stream; lists need no type of their own there.
+fn index_template(log: Log, columns: &[Column], opensearch: bool) -> Value {
+    let mut properties = mapping(columns, opensearch);
     properties.insert("@timestamp".to_owned(), json!({"type": "date"}));
+    let mut settings = json!({"index": {"number_of_shards": 1, "codec": "best_compression"}});
+    if !opensearch {
+        settings["index"]["lifecycle"] = json!({"name": "flowlogd-flows"});
+    }
+    json!({
+        "index_patterns": [format!("{}*", log.index())],
+        "data_stream": {},
+        "priority": 500,
+        "template": {
+            "settings": settings,
+            // What a later version adds is stored and found in _source, and typed by its own template.
+            "mappings": {"dynamic": false, "properties": properties},
+        },
+    })
+}
+
+fn mapping(columns: &[Column], opensearch: bool) -> Map<String, Value> {
+    let mut properties = Map::new();
     for column in columns {
-        let of = match column.of {
+        let of = match &column.of {
             Type::Text => json!({"type": "keyword"}),
             Type::Integer => json!({"type": "long"}),
             Type::Boolean => json!({"type": "boolean"}),
             Type::Address => json!({"type": "ip"}),
             Type::Seconds => json!({"type": "date", "format": "epoch_second"}),
+            Type::Instant => json!({"type": "date"}),
+            // Names of labels are without number: no field for each.
+            Type::Labels => json!({"type": if opensearch { "flat_object" } else { "flattened" }}),
+            Type::Object(inner) => json!({"properties": mapping(inner, opensearch)}),
         };
         match column.name.split_once('.') {
             None => {
@@ -114,20 +152,7 @@ fn index_template(columns: &[Column], opensearch: bool) -> Value {
             }
         }
     }
-    let mut settings = json!({"index": {"number_of_shards": 1, "codec": "best_compression"}});
-    if !opensearch {
-        settings["index"]["lifecycle"] = json!({"name": "flowlogd-flows"});
-    }
-    json!({
-        "index_patterns": ["flowlogd-flows*"],
-        "data_stream": {},
-        "priority": 500,
-        "template": {
-            "settings": settings,
-            // What a later version adds is stored and found in _source, and typed by its own template.
-            "mappings": {"dynamic": false, "properties": properties},
-        },
-    })
+    properties
 }
 
 fn ilm() -> Value {
@@ -139,9 +164,9 @@ fn ilm() -> Value {
 
 fn ism() -> Value {
     json!({"policy": {
-        "description": "Flow logs: a new index a day, deleted when it is old.",
+        "description": "Flow and DNS logs: a new index a day, deleted when it is old.",
         "default_state": "hot",
-        "ism_template": [{"index_patterns": [".ds-flowlogd-flows*"], "priority": 500}],
+        "ism_template": [{"index_patterns": [".ds-flowlogd-flows*", ".ds-flowlogd-dns*"], "priority": 500}],
         "states": [
             {"name": "hot",
              "actions": [{"rollover": {"min_index_age": "1d", "min_primary_shard_size": "50gb"}}],
@@ -151,28 +176,23 @@ fn ism() -> Value {
     }})
 }
 
-fn clickhouse(columns: &[Column]) -> String {
+fn clickhouse(flows: &[Column], dns: &[Column]) -> String {
     let mut sql = format!(
-        "-- Flow logs in ClickHouse (23.8 or later), kept for {DAYS} days. Generated by `cargo xtask codegen`; edit xtask/src/stores.rs.\n\
+        "-- Flow logs and DNS logs in ClickHouse (23.8 or later), kept for {DAYS} days. Generated by `cargo xtask codegen`; edit xtask/src/stores.rs.\n\
          -- In: INSERT INTO flows SETTINGS input_format_import_nested_json = 1, input_format_skip_unknown_fields = 1 FORMAT JSONEachRow\n\
-         CREATE TABLE IF NOT EXISTS flows\n(\n"
+         -- The DNS log: the same INTO dns, with input_format_null_as_default = 1, date_time_input_format = 'best_effort' too.\n"
     );
+    table(&mut sql, "flows", flows, "source_namespace, dest_namespace, action, end_time");
+    sql.push('\n');
+    table(&mut sql, "dns", dns, "end_time");
+    sql
+}
+
+fn table(sql: &mut String, name: &str, columns: &[Column], order: &str) {
+    let _ = write!(sql, "CREATE TABLE IF NOT EXISTS {name}\n(\n");
     let mut nested: Vec<(&str, Vec<String>)> = Vec::new();
     for column in columns {
-        let plain = match column.of {
-            Type::Text => "String",
-            Type::Integer => "UInt64",
-            Type::Boolean => "Bool",
-            // IPv4 is kept as a mapped address.
-            Type::Address => "IPv6",
-            Type::Seconds => "DateTime('UTC')",
-        };
-        let of = match (column.list, column.nullable) {
-            (true, _) => format!("Array({plain})"),
-            (false, true) => format!("Nullable({plain})"),
-            (false, false) if matches!(column.of, Type::Text) => "LowCardinality(String)".to_owned(),
-            (false, false) => plain.to_owned(),
-        };
+        let of = clickhouse_type(column);
         match column.name.split_once('.') {
             None => {
                 let _ = writeln!(sql, "    {} {of},", column.name);
@@ -189,11 +209,33 @@ fn clickhouse(columns: &[Column]) -> String {
     sql.truncate(sql.trim_end_matches(",\n").len());
     let _ = write!(
         sql,
-        "\n)\nENGINE = MergeTree\nPARTITION BY toDate(end_time)\n\
-         ORDER BY (source_namespace, dest_namespace, action, end_time)\n\
+        "\n)\nENGINE = MergeTree\nPARTITION BY toDate(end_time)\nORDER BY ({order})\n\
          TTL toDateTime(end_time) + INTERVAL {DAYS} DAY DELETE\nSETTINGS ttl_only_drop_parts = 1;\n"
     );
-    sql
+}
+
+fn clickhouse_type(column: &Column) -> String {
+    let plain = match &column.of {
+        Type::Text => "String".to_owned(),
+        Type::Integer => "UInt64".to_owned(),
+        Type::Boolean => "Bool".to_owned(),
+        // IPv4 is kept as a mapped address.
+        Type::Address => "IPv6".to_owned(),
+        Type::Seconds | Type::Instant => "DateTime('UTC')".to_owned(),
+        Type::Labels => "Map(String, String)".to_owned(),
+        Type::Object(inner) => {
+            let fields = inner.iter().map(|column| format!("{} {}", column.name, clickhouse_type(column)));
+            format!("Tuple({})", fields.collect::<Vec<_>>().join(", "))
+        }
+    };
+    match (column.list, column.nullable) {
+        (true, _) => format!("Array({plain})"),
+        // Neither may be null: without labels a map is empty.
+        (false, true) if matches!(column.of, Type::Labels | Type::Object(_)) => plain,
+        (false, true) => format!("Nullable({plain})"),
+        (false, false) if matches!(column.of, Type::Text) => "LowCardinality(String)".to_owned(),
+        (false, false) => plain,
+    }
 }
 
 #[cfg(test)]
@@ -203,7 +245,7 @@ mod tests {
     #[test]
     fn every_field_of_the_line_has_a_type() {
         let schema = flowlogd::wire::schema::schema();
-        let template = index_template(&columns(&schema).unwrap(), false);
+        let template = index_template(Log::Flows, &columns(&schema).unwrap(), false);
         let typed = template["template"]["mappings"]["properties"].as_object().unwrap();
         for name in schema["properties"].as_object().unwrap().keys() {
             assert!(typed.contains_key(name), "{name}");
@@ -223,6 +265,35 @@ mod tests {
         }
         assert_eq!(typed["policies"]["properties"]["all_policies"]["type"], "keyword");
         assert_eq!(typed["source_labels"]["properties"]["labels"]["type"], "keyword");
+    }
+
+    #[test]
+    fn every_field_of_the_dns_log_has_a_type() {
+        let schema = Log::Dns.schema();
+        let columns = columns(&schema).unwrap();
+        let template = index_template(Log::Dns, &columns, false);
+        assert_eq!(template["index_patterns"], json!(["flowlogd-dns*"]));
+        let typed = &template["template"]["mappings"]["properties"];
+        for name in schema["properties"].as_object().unwrap().keys() {
+            assert!(typed[name].is_object(), "{name}");
+        }
+        for (place, of) in [
+            ("/end_time/type", "date"),
+            ("/client_ip/type", "ip"),
+            ("/client_labels/type", "flattened"),
+            ("/count/type", "long"),
+            ("/latency/properties/max/type", "long"),
+            ("/servers/properties/ip/type", "ip"),
+            ("/servers/properties/labels/type", "flattened"),
+            ("/rrsets/properties/rdata/type", "keyword"),
+        ] {
+            assert_eq!(typed.pointer(place), Some(&json!(of)), "{place}");
+        }
+        let sql = clickhouse(&[], &columns);
+        assert!(
+            sql.contains("rrsets Array(Tuple(") && sql.contains("client_labels Map(String, String)"),
+            "{sql}"
+        );
     }
 
     #[test]

@@ -38,10 +38,12 @@ const LANGUAGE: [&str; 20] = [
 ];
 
 pub fn check(description: &Description) -> anyhow::Result<()> {
-    let schema = flowlogd::wire::schema::schema();
-    for dashboard in &description.flows {
-        for panel in &dashboard.panels {
-            panel_of_flows(&schema, panel).with_context(|| format!("{}: {}", dashboard.id, panel.title))?;
+    for (log, dashboards) in description.logs() {
+        let schema = log.schema();
+        for dashboard in dashboards {
+            for panel in &dashboard.panels {
+                panel_of_log(&schema, panel).with_context(|| format!("{}: {}", dashboard.id, panel.title))?;
+            }
         }
     }
     for panel in &description.health.panels {
@@ -68,7 +70,7 @@ pub fn is_of(schema: &Value, of: &str) -> bool {
         })
 }
 
-fn panel_of_flows(schema: &Value, panel: &Panel) -> anyhow::Result<()> {
+fn panel_of_log(schema: &Value, panel: &Panel) -> anyhow::Result<()> {
     if let Some(name) = panel.measure.field() {
         ensure!(is_of(field(schema, name)?, "integer"), "{name} is no number");
     }
@@ -169,7 +171,7 @@ mod tests {
 
     fn panel(text: &str) -> anyhow::Result<()> {
         let panel: Panel = serde_saphyr::from_str(text).unwrap();
-        panel_of_flows(&flowlogd::wire::schema::schema(), &panel)
+        panel_of_log(&flowlogd::wire::schema::schema(), &panel)
     }
 
     #[test]

@@ -9,6 +9,8 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 pub struct Description {
     pub flows: Vec<Dashboard<Panel>>,
+    /// Over the DNS log.
+    pub dns: Vec<Dashboard<Panel>>,
     pub health: Dashboard<HealthPanel>,
     pub alerts: Vec<Alert>,
 }
@@ -30,7 +32,7 @@ pub enum Kind {
     Stat,
 }
 
-/// A panel over flow logs.
+/// A panel over lines of flows, or of the DNS log.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Panel {
@@ -105,6 +107,38 @@ pub struct Alert {
     pub severity: String,
     pub summary: String,
     pub description: String,
+}
+
+/// What panels are over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Log {
+    Flows,
+    Dns,
+}
+
+impl Log {
+    /// The schema of its lines.
+    pub fn schema(self) -> serde_json::Value {
+        match self {
+            Self::Flows => flowlogd::wire::schema::schema(),
+            Self::Dns => flowlogd::wire::dns_log::schema(),
+        }
+    }
+
+    /// Its index, table or stream in the stores.
+    pub fn index(self) -> &'static str {
+        match self {
+            Self::Flows => "flowlogd-flows",
+            Self::Dns => "flowlogd-dns",
+        }
+    }
+}
+
+impl Description {
+    /// The dashboards over logs.
+    pub fn logs(&self) -> [(Log, &[Dashboard<Panel>]); 2] {
+        [(Log::Flows, &self.flows), (Log::Dns, &self.dns)]
+    }
 }
 
 impl Measure {

@@ -13,12 +13,13 @@ const LOGS: &str = "victoriametrics-logs-datasource";
 
 pub fn dashboards(description: &Description) -> anyhow::Result<Vec<(String, String)>> {
     let mut all = Vec::new();
-    for dashboard in &description.flows {
+    let logs = description.logs();
+    for (log, dashboard) in logs.iter().flat_map(|(log, all)| all.iter().map(move |one| (*log, one))) {
         let places = places(dashboard.panels.iter().map(|panel| panel.kind));
         let mut panels = Vec::new();
         for (number, (panel, place)) in dashboard.panels.iter().zip(places).enumerate() {
             let target = json!({
-                "refId": "A", "datasource": source(LOGS), "expr": logsql::query(panel)?,
+                "refId": "A", "datasource": source(LOGS), "expr": logsql::query_of(log, panel)?,
                 "queryType": if panel.kind == Kind::Timeseries { "statsRange" } else { "stats" },
                 "legendFormat": panel.by.last().map(|name| format!("{{{{{name}}}}}")).unwrap_or_default(),
             });
@@ -58,6 +59,9 @@ fn graph(
         "bytes" => "bytes",
         "s" => "s",
         "µs" => "µs",
+        "ns" => "ns",
+        // Of one.
+        "percentunit" => "percentunit",
         _ => "short",
     };
     let of_panel = match kind {

@@ -1,28 +1,30 @@
 //! Saved objects of Kibana (7.17 and later) and OpenSearch Dashboards.
 //!
-//! In: the description. Out: one object a line, as their import takes it: an index pattern, a visualization a panel, a dashboard
+//! In: the description. Out: one object a line, as their import takes it: an index pattern a log, a visualization a panel, a dashboard
 //! each. They are the oldest form that both still read (aggregation-based visualizations), so that one file serves both.
 //! What always holds: identifiers are stable, so that an import replaces what an older one brought.
 
 use serde_json::{Value, json};
 
-use super::description::{Condition, Dashboard, Description, Kind, Measure, Panel, Word};
+use super::description::{Condition, Dashboard, Description, Kind, Log, Measure, Panel, Word};
 use super::logsql::regular;
 
-const PATTERN: &str = "flowlogd-flows";
 const WIDTH: usize = 48;
 
 pub fn saved_objects(description: &Description) -> anyhow::Result<String> {
-    let mut objects = vec![json!({
-        "type": "index-pattern", "id": PATTERN,
-        "attributes": {"title": format!("{PATTERN}*"), "timeFieldName": "@timestamp"},
-        "references": [],
-    })];
-    for dashboard in &description.flows {
-        for (number, panel) in dashboard.panels.iter().enumerate() {
-            objects.push(visualization(&identifier(dashboard, number), panel)?);
+    let mut objects = Vec::new();
+    for (log, dashboards) in description.logs() {
+        objects.push(json!({
+            "type": "index-pattern", "id": log.index(),
+            "attributes": {"title": format!("{}*", log.index()), "timeFieldName": "@timestamp"},
+            "references": [],
+        }));
+        for dashboard in dashboards {
+            for (number, panel) in dashboard.panels.iter().enumerate() {
+                objects.push(visualization(log, &identifier(dashboard, number), panel)?);
+            }
+            objects.push(board(dashboard)?);
         }
-        objects.push(board(dashboard)?);
     }
     let lines: Vec<String> = objects.iter().map(ToString::to_string).collect();
     Ok(lines.join("\n") + "\n")
@@ -32,7 +34,7 @@ fn identifier(dashboard: &Dashboard<Panel>, number: usize) -> String {
     format!("{}-{}", dashboard.id, number + 1)
 }
 
-fn visualization(id: &str, panel: &Panel) -> anyhow::Result<Value> {
+fn visualization(log: Log, id: &str, panel: &Panel) -> anyhow::Result<Value> {
     let mut metric = json!({"id": "1", "enabled": true, "type": panel.measure.function(), "schema": "metric",
         "params": {"customLabel": label(&panel.measure, &panel.unit)}});
     if let Some(field) = panel.measure.field() {
@@ -86,7 +88,7 @@ fn visualization(id: &str, panel: &Panel) -> anyhow::Result<Value> {
             "visState": serde_json::to_string(&state)?,
             "kibanaSavedObjectMeta": {"searchSourceJSON": serde_json::to_string(&search)?},
         },
-        "references": [{"type": "index-pattern", "id": PATTERN, "name": "kibanaSavedObjectMeta.searchSourceJSON.index"}],
+        "references": [{"type": "index-pattern", "id": log.index(), "name": "kibanaSavedObjectMeta.searchSourceJSON.index"}],
     }))
 }
 
@@ -186,6 +188,6 @@ mod tests {
             }
         }
         let of_type = |of: &str| objects.iter().filter(|object| object["type"] == of).count();
-        assert_eq!((of_type("dashboard"), of_type("index-pattern")), (4, 1));
+        assert_eq!((of_type("dashboard"), of_type("index-pattern")), (5, 2));
     }
 }

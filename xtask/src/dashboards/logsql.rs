@@ -6,12 +6,17 @@
 use serde_json::Value;
 
 use super::check::{field, is_of};
-use super::description::{Condition, Kind, Panel, Word};
+use super::description::{Condition, Kind, Log, Panel, Word};
 
+/// Of a panel over flows.
 pub fn query(panel: &Panel) -> anyhow::Result<String> {
+    query_of(Log::Flows, panel)
+}
+
+pub fn query_of(log: Log, panel: &Panel) -> anyhow::Result<String> {
     let conditions: Vec<String> = panel.r#where.iter().map(condition).collect();
     let mut query = if conditions.is_empty() { "*".to_owned() } else { conditions.join(" ") };
-    let schema = flowlogd::wire::schema::schema();
+    let schema = log.schema();
     for name in &panel.by {
         if is_of(field(&schema, name)?, "array") {
             query += &format!(" | unroll by ({})", quoted(name));
