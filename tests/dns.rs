@@ -13,6 +13,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ const SERVICE: &str = "10.96.0.10";
 const SERVER: &str = "10.1.2.2";
 const FAILING: &str = "10.1.2.3";
 const OUTSIDE: &str = "198.51.100.7";
+static NODES: AtomicU32 = AtomicU32::new(0);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn sh(command: &str) {
@@ -52,7 +54,7 @@ impl Node {
             eprintln!("SKIPPED DNS on a node: {why}");
             return None;
         }
-        let n = format!("fldns{}", std::process::id());
+        let n = format!("fd{}x{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
         let node = Self(n.clone());
         sh(&format!(
             "for x in c n s; do ip netns add {n}$x; ip -n {n}$x link set lo up; done
@@ -205,12 +207,8 @@ items:
   ports: [{name: dns, port: 53, protocol: UDP}]
 "#;
 
-#[test]
-fn a_node_that_asks_a_real_server() {
-    let Some(node) = Node::make() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    fs::write(path("cluster.yaml"), CLUSTER).unwrap();
+/// The packaged server, as soon as it answers.
+fn serve(node: &Node) -> Running {
     let mut dnsmasq = node.start(
         's',
         "dnsmasq",
@@ -231,6 +229,16 @@ fn a_node_that_asks_a_real_server() {
         ],
     );
     dnsmasq.wait_for("started");
+    dnsmasq
+}
+
+#[test]
+fn a_node_that_asks_a_real_server() {
+    let Some(node) = Node::make() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("cluster.yaml"), CLUSTER).unwrap();
+    let dnsmasq = serve(&node);
     let failing = node.enter('s', || UdpSocket::bind((FAILING, 53)).unwrap());
     failing.set_read_timeout(Some(PATIENCE)).unwrap();
     let outside = node.enter('s', || TcpListener::bind((OUTSIDE, 443)).unwrap());
@@ -357,5 +365,109 @@ fn a_node_that_asks_a_real_server() {
     agent.stop();
     let line = told.iter().find(|line| is_ours(line)).unwrap();
     assert_eq!(line["dest_domains"], serde_json::json!(["www.example.test"]));
+    drop(dnsmasq);
+}
+
+#[test]
+fn capture_goes_on_and_off_as_the_configuration_file_of_a_running_agent_says() {
+    let Some(node) = Node::make() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("cluster.yaml"), CLUSTER).unwrap();
+    let configure = |log: bool, domains: bool, kind: u8| {
+        let text = format!(
+            "{{flowLogsFlushInterval: 300ms, dnsLogsFlushInterval: 300ms, flowLogsFileDirectory: {}, dnsLogsFileDirectory: {}, \
+             dnsCacheFile: {}, dnsLogsFileEnabled: {log}, flowLogsCollectDestDomains: {domains}, \
+             dnsLogsFileAggregationKind: {kind}, dnsLogsFileIncludeLabels: {}}}\n",
+            path("flows"),
+            path("dns"),
+            path("run/cache"),
+            kind == 1,
+        );
+        fs::write(path("config.yaml"), text).unwrap();
+    };
+    let sockets = |wanted: usize| {
+        let deadline = Instant::now() + PATIENCE;
+        while node.packet_sockets() != wanted {
+            assert!(Instant::now() < deadline, "{} packet sockets, not {wanted}", node.packet_sockets());
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let dnsmasq = serve(&node);
+    let client = node.enter('c', || UdpSocket::bind("10.1.1.2:0").unwrap());
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let ask = |id: u16, name: &str| {
+        assert_eq!(ask(&client, SERVICE, id, name, TYPE::A), RCODE::NameError);
+    };
+    configure(false, false, 1);
+    let arguments = [
+        "run",
+        "--node",
+        "node-1",
+        "--source",
+        "netlink",
+        "--cluster",
+        &path("cluster.yaml"),
+        "--config",
+        &path("config.yaml"),
+    ];
+    let mut agent = node.start('n', env!("CARGO_BIN_EXE_flowlogd"), &arguments);
+    agent.wait_for("flowlogd observes this node");
+    let log = Path::new(&path("dns")).join("dns.log");
+    let asked = |lines: &[Value]| -> Vec<String> {
+        let names =
+            lines.iter().map(|line| format!("{} {}", line["qname"], line["client_name"]).replace('"', ""));
+        names.collect()
+    };
+
+    sockets(0);
+    ask(1, "off-1.example.test");
+    configure(true, false, 1);
+    sockets(1);
+    ask(2, "on-1.example.test");
+    let mut told = vec!["on-1.example.test -".to_owned()];
+    wait(&log, |lines| asked(lines) == told);
+    // Another form, without a new capture.
+    configure(true, false, 0);
+    let deadline = Instant::now() + PATIENCE;
+    for id in 3.. {
+        assert!(Instant::now() < deadline, "the form does not change");
+        let name = format!("form-{id}.example.test");
+        ask(id, &name);
+        let lines = wait(&log, |lines| lines.iter().any(|line| line["qname"] == name));
+        let line = lines.last().unwrap();
+        told = asked(&lines);
+        if line["client_name"] == "client-1" {
+            assert_eq!((&line["client_ip"], &line["client_labels"]), (&"10.1.1.2".into(), &Value::Null));
+            break;
+        }
+        assert_eq!((&line["client_ip"], &line["client_labels"]["app"]), (&Value::Null, &"client".into()));
+    }
+    sockets(1);
+    // Names alone: captured, and no line.
+    configure(false, true, 0);
+    let deadline = Instant::now() + PATIENCE;
+    for id in 200.. {
+        // Until one is not told any more, though the next flush of flows has come and gone.
+        ask(id, "names.example.test");
+        thread::sleep(Duration::from_millis(700));
+        let lines = lines(&log);
+        if asked(&lines) == told {
+            break;
+        }
+        told = asked(&lines);
+        assert!(Instant::now() < deadline, "the DNS log is not switched off");
+    }
+    assert_eq!(node.packet_sockets(), 1);
+    configure(false, false, 0);
+    sockets(0);
+    ask(400, "off-2.example.test");
+    configure(true, true, 0);
+    sockets(1);
+    ask(401, "on-2.example.test");
+    told.push("on-2.example.test client-1".to_owned());
+    wait(&log, |lines| asked(lines) == told);
+    agent.stop();
+    assert_eq!(asked(&lines(&log)), told);
     drop(dnsmasq);
 }

@@ -2,7 +2,7 @@
 //!
 //! In: a folder with `recording.jsonl`, and where they are needed `cluster.yaml`, `config.yaml` and `args` (words
 //! of the command line, one or more a line). Out: what the real binary wrote on stdout, held against
-//! `expected.jsonl` byte for byte, or against `expected-partial.json` (records that must be there, on the given
+//! `expected.jsonl` byte for byte (and its DNS log against `expected-dns.jsonl`, where the case has one), or against `expected-partial.json` (records that must be there, on the given
 //! keys alone). Always: every case runs twice and gives the same bytes; each line fits the published schema;
 //! no case reads the machine's environment. Not here: which cases there are (`scenarios.rs`, `vectors.rs`).
 
@@ -13,26 +13,42 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
+/// The lines of the DNS log, of a case that has one.
+const DNS_EXPECTED: &str = "expected-dns.jsonl";
 /// The local node of a case that does not say `--node`.
 const NODE: &str = "node-1";
 
 /// Runs a case; `Err` tells a reader what differs.
 pub fn check(dir: &Path, bless: bool) -> Result<(), String> {
-    let stdout = replay(dir)?;
-    if replay(dir)? != stdout {
+    let Written { stdout, dns } = replay(dir)?;
+    if replay(dir)? != (Written { stdout: stdout.clone(), dns: dns.clone() }) {
         return Err("two runs of one recording gave different bytes".into());
     }
-    fits_schema(&stdout)?;
+    fits_schema(&LINE, &stdout)?;
+    if let Some(dns) = dns {
+        fits_schema(&DNS_LINE, &dns)?;
+        compare(&dir.join(DNS_EXPECTED), dns, bless)?;
+    }
     let partial = dir.join("expected-partial.json");
     if partial.exists() {
         return check_partial(&partial, &stdout);
     }
-    let expected = dir.join("expected.jsonl");
+    compare(&dir.join("expected.jsonl"), stdout, bless)
+}
+
+fn compare(expected: &Path, got: String, bless: bool) -> Result<(), String> {
     if bless {
-        return std::fs::write(&expected, stdout).map_err(|error| format!("{}: {error}", expected.display()));
+        return std::fs::write(expected, got).map_err(|error| format!("{}: {error}", expected.display()));
     }
-    let wanted = read(&expected)?;
-    if wanted == stdout { Ok(()) } else { Err(differences(&wanted, &stdout)) }
+    let wanted = read(expected)?;
+    if wanted == got { Ok(()) } else { Err(differences(&wanted, &got)) }
+}
+
+/// What a case wrote; `dns`: where it has [`DNS_EXPECTED`].
+#[derive(PartialEq, Eq)]
+struct Written {
+    stdout: String,
+    dns: Option<String>,
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -40,7 +56,7 @@ fn read(path: &Path) -> Result<String, String> {
 }
 
 /// What `flowlogd replay` writes for the case.
-fn replay(dir: &Path) -> Result<String, String> {
+fn replay(dir: &Path) -> Result<Written, String> {
     let words = std::fs::read_to_string(dir.join("args")).unwrap_or_default();
     let words: Vec<&str> = words.split_whitespace().collect();
     let mut command = Command::new(env!("CARGO_BIN_EXE_flowlogd"));
@@ -53,21 +69,32 @@ fn replay(dir: &Path) -> Result<String, String> {
             command.args([flag, file]);
         }
     }
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let dns = dir.join(DNS_EXPECTED).exists().then(|| folder.path().join("dns.log"));
+    if let Some(path) = &dns {
+        command.arg("--dns-log").arg(path);
+    }
     let output = command.args(&words).output().map_err(|error| format!("flowlogd: {error}"))?;
     if !output.status.success() {
         return Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)));
     }
-    String::from_utf8(output.stdout).map_err(|_| "stdout is not UTF-8".into())
+    let stdout = String::from_utf8(output.stdout).map_err(|_| "stdout is not UTF-8")?;
+    Ok(Written { stdout, dns: dns.as_deref().map(read).transpose()? })
 }
 
+type Schema = LazyLock<jsonschema::Validator>;
+static LINE: Schema = LazyLock::new(|| {
+    jsonschema::validator_for(&flowlogd::wire::schema::schema()).expect("the schema is one")
+});
+static DNS_LINE: Schema = LazyLock::new(|| {
+    jsonschema::validator_for(&flowlogd::wire::dns_log::schema()).expect("the schema is one")
+});
+
 /// Real output against the schema of the line: every scenario is a sample of it.
-fn fits_schema(stdout: &str) -> Result<(), String> {
-    static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
-        jsonschema::validator_for(&flowlogd::wire::schema::schema()).expect("the schema is one")
-    });
+fn fits_schema(schema: &Schema, stdout: &str) -> Result<(), String> {
     for (number, line) in (1..).zip(stdout.lines()) {
         let value: Value = serde_json::from_str(line).map_err(|e| format!("line {number}: {e}"))?;
-        SCHEMA.validate(&value).map_err(|e| format!("line {number} does not fit the schema: {e}"))?;
+        schema.validate(&value).map_err(|e| format!("line {number} does not fit the schema: {e}"))?;
     }
     Ok(())
 }

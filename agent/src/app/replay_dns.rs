@@ -72,8 +72,8 @@ impl<'a> DnsReplay<'a> {
     pub(super) fn flush(&mut self, at: Timestamp, config: &Config) -> io::Result<()> {
         let Some(window) = &mut self.window else { return Ok(()) };
         let mut lines = Vec::new();
-        encode_all(&window.flush(at), &mut lines);
         window.reconfigure(dns_log_settings(config));
+        encode_all(&window.flush(at), &mut lines);
         self.opened = at;
         self.unflushed = false;
         self.output.write_all(&lines)

@@ -69,6 +69,7 @@ struct Record {
 
 pub struct DnsWindow {
     settings: DnsLogSettings,
+    next_settings: Option<DnsLogSettings>,
     records: HashMap<Key, Record, RandomState>,
     bytes: usize,
     bytes_limit: usize,
@@ -83,6 +84,7 @@ impl DnsWindow {
     pub fn new(settings: DnsLogSettings, start: Timestamp) -> Self {
         Self {
             settings,
+            next_settings: None,
             records: HashMap::default(),
             bytes: 0,
             bytes_limit: BYTES,
@@ -92,9 +94,9 @@ impl DnsWindow {
         }
     }
 
-    /// What is there keeps its form until the flush.
+    /// Acts after the next flush: a window's lines have one form.
     pub fn reconfigure(&mut self, settings: DnsLogSettings) {
-        self.settings = settings;
+        self.next_settings = Some(settings);
     }
 
     pub fn observe(&mut self, record: &DnsRecord, at: Timestamp, cluster: &Cluster) {
@@ -195,6 +197,9 @@ impl DnsWindow {
                 }
             })
             .collect();
+        if let Some(settings) = self.next_settings.take() {
+            self.settings = settings;
+        }
         let start = std::mem::replace(&mut self.start, end);
         DnsLogs { start, end, records, unlogged }
     }

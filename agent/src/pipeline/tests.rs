@@ -1,5 +1,6 @@
 //! Properties of the one path: conservation and independence of how the input is cut, at every level.
 
+mod domains;
 mod faults;
 mod preview;
 
@@ -78,6 +79,12 @@ enum Event {
         reply: bool,
         retransmits: u16,
     },
+    Dns {
+        client: u8,
+        answer: u8,
+        name: u8,
+        ttl_s: u8,
+    },
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -105,7 +112,13 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         .prop_map(|(src, dst, port, reply, side, name)| Event::Process { src, dst, port, reply, side, name });
     let tcp = (1..5u8, 1..5u8, 1000..1003u16, any::<bool>(), any::<u16>())
         .prop_map(|(src, dst, port, reply, retransmits)| Event::Tcp { src, dst, port, reply, retransmits });
-    prop::collection::vec(prop_oneof![6 => conntrack, 2 => drop, 2 => process, 1 => tcp], 1..120)
+    let dns = (1..5u8, 1..6u8, 0..4u8, any::<u8>()).prop_map(|(client, answer, name, ttl_s)| Event::Dns {
+        client,
+        answer,
+        name,
+        ttl_s,
+    });
+    prop::collection::vec(prop_oneof![6 => conntrack, 2 => drop, 2 => process, 1 => tcp, 2 => dns], 1..120)
 }
 
 fn addresses(src: u8, dst: u8, port: u16, proto: Proto) -> Addresses {
@@ -156,6 +169,9 @@ fn observation(event: &Event) -> Observation {
             lost: 0,
             unrecovered_rto: 0,
         }),
+        Event::Dns { client, answer, name, ttl_s } => {
+            Observation::Dns(domains::lookup(client, answer, name, ttl_s))
+        }
     }
 }
 

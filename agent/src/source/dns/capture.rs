@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::super::privilege;
@@ -33,8 +33,14 @@ const QUEUE: usize = 16 << 10;
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// The largest packet there is.
 const PACKET: usize = 64 << 10;
-/// How long the thread waits for a packet before it looks at held answers and at the stop flag.
+/// How long the thread waits for a packet while answers are held, and while none are.
 const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// Packets come in swarms, each several times: one look for many of them. Times are the kernel's, so that no latency
+/// changes; the receive buffer has room for what comes meanwhile.
+const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+/// Packets between two looks at held answers.
+const BATCH: usize = 256;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -87,8 +93,27 @@ pub struct Capture {
     lookups: Receiver<(Timestamp, Observation)>,
     stats: Receiver<CaptureStats>,
     last: CaptureStats,
-    stop: Arc<AtomicBool>,
+    stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// Ends the thread, and wakes it for that.
+struct Stop {
+    asked: AtomicBool,
+    wake: OwnedFd,
+}
+
+impl Stop {
+    fn new() -> io::Result<Self> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { asked: AtomicBool::new(false), wake })
+    }
+
+    fn ask(&self) {
+        self.asked.store(true, Ordering::Relaxed);
+        // It cannot be full; and if it were, the thread would be awake.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
 }
 
 /// Opens the socket: what may go wrong goes wrong here. Also how `check` asks.
@@ -110,7 +135,10 @@ pub fn open() -> Result<OwnedFd, CaptureError> {
     let failed = |error: Errno| CaptureError::Socket(error.into());
     setsockopt(&socket, sockopt::ReceiveTimestampns, &true).map_err(failed)?;
     setsockopt(&socket, sockopt::RxqOvfl, &1).map_err(failed)?;
-    setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER).map_err(failed)?;
+    // Beyond net.core.rmem_max where CAP_NET_ADMIN is there.
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER).map_err(failed)?;
+    }
     // What came in between the socket and its filter is whatever the node sent.
     let mut one = [0_u8; 1];
     while rustix::io::read(&socket, &mut one).is_ok() {}
@@ -124,7 +152,7 @@ impl Capture {
         let socket = open()?;
         let (lookups, queue) = sync_channel(QUEUE);
         let (tell, stats) = sync_channel(4);
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(Stop::new().map_err(CaptureError::Thread)?);
         let stopped = stop.clone();
         let thread = std::thread::Builder::new()
             .name("dns".into())
@@ -149,7 +177,7 @@ impl Capture {
 
     /// Ends the thread and hands over what is left.
     pub fn stop(mut self, told: impl FnMut(Timestamp, Observation)) -> CaptureStats {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.ask();
         if let Some(thread) = self.thread.take() {
             // A panic there has been told by the panic's own message; what was counted stays counted.
             let _ = thread.join();
@@ -161,7 +189,7 @@ impl Capture {
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.ask();
     }
 }
 
@@ -186,16 +214,15 @@ impl Reader {
         mut self,
         lookups: &SyncSender<(Timestamp, Observation)>,
         tell: &SyncSender<CaptureStats>,
-        stop: &AtomicBool,
+        stop: &Stop,
     ) {
         let mut buffer = vec![0_u8; PACKET];
         loop {
-            let stopping = stop.load(Ordering::Relaxed);
+            let stopping = stop.asked.load(Ordering::Relaxed);
             // A bounded batch: held answers must not wait for an end of packets.
-            for _ in 0..256 {
-                if !self.read(&mut buffer) {
-                    break;
-                }
+            let mut packets = 0;
+            while packets < BATCH && self.read(&mut buffer) {
+                packets += 1;
             }
             let mut queue_full = 0;
             self.matcher.tell(now(), stopping, |at, record| {
@@ -208,13 +235,22 @@ impl Reader {
             self.stats.matches = self.matcher.stats;
             self.stats.broken_streams = self.streams.broken;
             // A full channel holds older numbers, which the next ones replace.
-            let _ = tell.try_send(self.stats.clone());
+            if stopping || packets < BATCH {
+                let _ = tell.try_send(self.stats.clone());
+            }
             if stopping {
                 return;
             }
-            let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
+            let mut ready =
+                [PollFd::new(&stop.wake, PollFlags::IN), PollFd::new(&self.socket, PollFlags::IN)];
+            let (ready, wait) = match packets {
+                BATCH => continue,
+                0 if self.matcher.is_holding() => (&mut ready[..], WAIT),
+                0 => (&mut ready[..], IDLE),
+                _ => (&mut ready[..1], GATHER),
+            };
             // Interrupted or not: the loop looks again.
-            let _ = poll(&mut ready, Some(&WAIT));
+            let _ = poll(ready, Some(&wait));
         }
     }
 

@@ -169,12 +169,16 @@ impl Matcher {
         });
     }
 
+    /// An answer waits to be told.
+    pub fn is_holding(&self) -> bool {
+        self.answers.back().is_some_and(|answer| !answer.told)
+    }
+
     /// Tells the lookups whose answers have waited long enough; `all`: every one.
     pub fn tell(&mut self, now: Timestamp, all: bool, mut told: impl FnMut(Timestamp, DnsRecord)) {
-        for answer in &mut self.answers {
-            if answer.told {
-                continue;
-            }
+        // Told in their order: what was told stays in front for a while.
+        let told_before = self.answers.partition_point(|answer| answer.told);
+        for answer in self.answers.iter_mut().skip(told_before) {
             if !all && now < answer.first.plus(HOLD) {
                 break;
             }
