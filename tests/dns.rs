@@ -101,10 +101,11 @@ END"
         Running(command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
     }
 
-    /// Packet sockets of the node.
+    /// Packet sockets of the node that are given packets.
     fn packet_sockets(&self) -> usize {
         // The thread's own view: /proc/net is that of the process's first thread.
-        self.enter('n', || fs::read_to_string("/proc/thread-self/net/packet").unwrap().lines().count() - 1)
+        let table = self.enter('n', || fs::read_to_string("/proc/thread-self/net/packet").unwrap());
+        table.lines().skip(1).filter(|line| line.split_whitespace().nth(5) == Some("1")).count()
     }
 }
 

@@ -1,44 +1,37 @@
 //! The opt-in capture of DNS: one packet socket of this network namespace, with a classic filter for port 53.
 //!
 //! In: packets of all devices. Out: DNS observations, from a thread of its own, through a bounded queue. Always: the
-//! socket gets nothing but what the filter passes (what came in before the filter stood is thrown away); nothing on
-//! the node changes; packets that the kernel had to drop, that are malformed or that no queue takes are counted, by
+//! socket gets nothing but what the filter passes, from its first packet on; nothing on the node changes; packets that the kernel had to drop, that are malformed or that no queue takes are counted, by
 //! reason. It needs CAP_NET_RAW. Stopping joins the thread; what was answered by then is told.
 //! Not here: what is done with a lookup (the pipeline's), whether capture is wanted (`app`).
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use super::super::privilege;
 use super::filter;
 use super::matcher::{MatchStats, Matcher};
 use super::packet::{self, Fault, PORT, Payload};
+use super::ring::{RETIRE, Ring};
 use super::stream::Streams;
 use crate::model::{Observation, Timestamp};
 
 /// Lookups that may wait for the pipeline.
 const QUEUE: usize = 16 << 10;
-/// Of the kernel's, asked for; it may give less (`net.core.rmem_max`).
-const RECEIVE_BUFFER: usize = 4 << 20;
-/// The largest packet there is.
-const PACKET: usize = 64 << 10;
 /// How long the thread waits for a packet while answers are held, and while none are.
 const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-/// Packets come in swarms, each several times: one look for many of them. Times are the kernel's, so that no latency
-/// changes; the receive buffer has room for what comes meanwhile.
-const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+/// How long the last block may take to close: see [`RETIRE`].
+const LAST: Timespec = Timespec { tv_sec: 0, tv_nsec: 3 * RETIRE.as_nanos() as i64 };
 /// Packets between two looks at held answers.
 const BATCH: usize = 256;
 
@@ -52,6 +45,10 @@ pub enum CaptureError {
         "a packet socket cannot be set up: {0}: this kernel lacks classic socket filters or packet sockets"
     )]
     Socket(io::Error),
+    #[error(
+        "a ring of packets cannot be made: {0}: this kernel lacks memory, or packet sockets with rings (CONFIG_PACKET_MMAP)"
+    )]
+    Ring(io::Error),
     #[error("cannot start a thread: {0}: the process limit of this container or user may be too low")]
     Thread(io::Error),
 }
@@ -120,43 +117,32 @@ impl Stop {
 ///
 /// # Errors
 /// What is missing.
-pub fn open() -> Result<OwnedFd, CaptureError> {
+pub fn open() -> Result<Ring, CaptureError> {
     let _raised = privilege::raise();
-    // ETH_P_ALL, in network order.
-    let everything = Protocol::from(i32::from(3_u16.to_be()));
-    let socket = Socket::new(Domain::PACKET, Type::DGRAM.nonblocking().cloexec(), Some(everything)).map_err(
-        |error| match error.kind() {
-            io::ErrorKind::PermissionDenied => CaptureError::Refused(error),
-            _ => CaptureError::Socket(error),
-        },
-    )?;
+    // Of no protocol: it is given nothing before filter and ring are there.
+    let socket =
+        Socket::new(Domain::PACKET, Type::DGRAM.nonblocking().cloexec(), None).map_err(
+            |error| match error.kind() {
+                io::ErrorKind::PermissionDenied => CaptureError::Refused(error),
+                _ => CaptureError::Socket(error),
+            },
+        )?;
     socket.attach_filter(&filter::program(PORT)).map_err(CaptureError::Socket)?;
-    let socket = OwnedFd::from(socket);
-    let failed = |error: Errno| CaptureError::Socket(error.into());
-    setsockopt(&socket, sockopt::ReceiveTimestampns, &true).map_err(failed)?;
-    setsockopt(&socket, sockopt::RxqOvfl, &1).map_err(failed)?;
-    // Beyond net.core.rmem_max where CAP_NET_ADMIN is there.
-    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-        setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER).map_err(failed)?;
-    }
-    // What came in between the socket and its filter is whatever the node sent.
-    let mut one = [0_u8; 1];
-    while rustix::io::read(&socket, &mut one).is_ok() {}
-    Ok(socket)
+    Ring::on(OwnedFd::from(socket)).map_err(CaptureError::Ring)
 }
 
 impl Capture {
     /// # Errors
     /// What keeps it from starting.
     pub fn start() -> Result<Self, CaptureError> {
-        let socket = open()?;
+        let ring = open()?;
         let (lookups, queue) = sync_channel(QUEUE);
         let (tell, stats) = sync_channel(4);
         let stop = Arc::new(Stop::new().map_err(CaptureError::Thread)?);
         let stopped = stop.clone();
         let thread = std::thread::Builder::new()
             .name("dns".into())
-            .spawn(move || Reader::new(socket).run(&lookups, &tell, &stopped))
+            .spawn(move || Reader::new(ring).run(&lookups, &tell, &stopped))
             .map_err(CaptureError::Thread)?;
         Ok(Self { lookups: queue, stats, last: CaptureStats::default(), stop, thread: Some(thread) })
     }
@@ -194,16 +180,16 @@ impl Drop for Capture {
 }
 
 struct Reader {
-    socket: OwnedFd,
+    ring: Ring,
     matcher: Matcher,
     streams: Streams,
     stats: CaptureStats,
 }
 
 impl Reader {
-    fn new(socket: OwnedFd) -> Self {
+    fn new(ring: Ring) -> Self {
         Self {
-            socket,
+            ring,
             matcher: Matcher::default(),
             streams: Streams::default(),
             stats: CaptureStats::default(),
@@ -216,13 +202,21 @@ impl Reader {
         tell: &SyncSender<CaptureStats>,
         stop: &Stop,
     ) {
-        let mut buffer = vec![0_u8; PACKET];
         loop {
             let stopping = stop.asked.load(Ordering::Relaxed);
+            if stopping {
+                // What was answered by now lies in a block that is not closed yet.
+                let _ = poll(&mut [PollFd::new(&self.ring.as_fd(), PollFlags::IN)], Some(&LAST));
+            }
             // A bounded batch: held answers must not wait for an end of packets.
             let mut packets = 0;
-            while packets < BATCH && self.read(&mut buffer) {
-                packets += 1;
+            while packets < BATCH
+                && let Some(more) = self.read()
+            {
+                packets += more;
+            }
+            if packets > 0 || stopping {
+                self.stats.dropped += self.ring.take_drops();
             }
             let mut queue_full = 0;
             self.matcher.tell(now(), stopping, |at, record| {
@@ -241,54 +235,28 @@ impl Reader {
             if stopping {
                 return;
             }
-            let mut ready =
-                [PollFd::new(&stop.wake, PollFlags::IN), PollFd::new(&self.socket, PollFlags::IN)];
-            let (ready, wait) = match packets {
-                BATCH => continue,
-                0 if self.matcher.is_holding() => (&mut ready[..], WAIT),
-                0 => (&mut ready[..], IDLE),
-                _ => (&mut ready[..1], GATHER),
-            };
+            if packets >= BATCH {
+                continue;
+            }
+            let socket = self.ring.as_fd();
+            let mut ready = [PollFd::new(&stop.wake, PollFlags::IN), PollFd::new(&socket, PollFlags::IN)];
+            let wait = if self.matcher.is_holding() { WAIT } else { IDLE };
             // Interrupted or not: the loop looks again.
-            let _ = poll(ready, Some(&wait));
+            let _ = poll(&mut ready, Some(&wait));
         }
     }
+}
 
-    /// One packet; `false`: there is none.
-    fn read(&mut self, buffer: &mut [u8]) -> bool {
-        let mut space = nix::cmsg_space!(nix::sys::time::TimeSpec, u32);
-        let mut parts = [IoSliceMut::new(buffer)];
-        let received =
-            recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_DONTWAIT);
-        let (length, at) = match received {
-            Ok(message) => {
-                let mut at = None;
-                for control in message.cmsgs().into_iter().flatten() {
-                    match control {
-                        ControlMessageOwned::ScmTimestampns(time) => {
-                            let seconds = time.tv_sec().saturating_mul(1_000_000_000);
-                            at = Some(Timestamp(seconds.saturating_add(time.tv_nsec())));
-                        }
-                        ControlMessageOwned::RxqOvfl(total) => self.stats.dropped = total.into(),
-                        _ => {}
-                    }
-                }
-                (message.bytes, at.unwrap_or_else(now))
+impl Reader {
+    /// The packets of a block; `None`: none is closed.
+    fn read(&mut self) -> Option<usize> {
+        let Self { ring, matcher, streams, stats } = self;
+        ring.block(|at, bytes| {
+            stats.packets += 1;
+            if let Err(fault) = take(bytes, at, matcher, streams) {
+                *stats.faults.entry(fault.name()).or_default() += 1;
             }
-            Err(Errno::EAGAIN) => return false,
-            Err(Errno::EINTR) => return true,
-            // A device went down, say: the socket lives on.
-            Err(_) => {
-                *self.stats.faults.entry("receive").or_default() += 1;
-                return false;
-            }
-        };
-        self.stats.packets += 1;
-        let bytes = buffer.get(..length).unwrap_or_default();
-        if let Err(fault) = take(bytes, at, &mut self.matcher, &mut self.streams) {
-            *self.stats.faults.entry(fault.name()).or_default() += 1;
-        }
-        true
+        })
     }
 }
 

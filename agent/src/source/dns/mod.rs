@@ -1,6 +1,6 @@
 //! DNS as a source: packets of port 53 become lookups.
 //!
-//! `capture` reads a packet socket with the classic `filter`; `packet` opens what it gives, `stream` puts TCP together,
+//! `capture` reads the `ring` of a packet socket with the classic `filter`; `packet` opens what it gives, `stream` puts TCP together,
 //! `matcher` pairs questions with answers and tells each lookup once. Opt-in; nothing else of the node's traffic is
 //! ever seen, and no qdisc, rule or route is touched.
 
@@ -8,6 +8,7 @@ mod capture;
 mod filter;
 mod matcher;
 mod packet;
+mod ring;
 mod stream;
 
 #[cfg(test)]
@@ -16,4 +17,5 @@ mod tests;
 pub use capture::{Capture, CaptureError, CaptureStats, open, take};
 pub use matcher::{HOLD, MatchStats, Matcher};
 pub use packet::{Fault, Message};
+pub use ring::Ring;
 pub use stream::Streams;
