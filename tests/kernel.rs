@@ -20,6 +20,8 @@ mod kinds;
 mod limits;
 #[path = "kernel/node.rs"]
 mod node;
+#[path = "kernel/programs.rs"]
+mod programs;
 #[path = "kernel/queue.rs"]
 mod queue;
 #[path = "kernel/reference.rs"]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::node::{Node, sysctl};
-use crate::{Case, Outcome, denied, kinds, limits, reference, sockets, traffic};
+use crate::{Case, Outcome, denied, kinds, limits, programs, reference, sockets, traffic};
 
 /// All cases, in the order in which they run.
 pub const CASES: &[Case] = &[
@@ -22,6 +22,8 @@ pub const CASES: &[Case] = &[
     Case { name: "tracking_pod", run: kinds::tracking_pod },
     Case { name: "thousands", run: kinds::thousands },
     Case { name: "processes", run: sockets::processes },
+    Case { name: "programs", run: programs::programs },
+    Case { name: "domains", run: programs::domains },
     Case { name: "tcp_statistics", run: sockets::tcp_statistics },
     Case { name: "map_full", run: limits::map_full },
     Case { name: "ring_full", run: limits::ring_full },

@@ -22,7 +22,7 @@ use crate::{Outcome, kinds, traffic};
 /// Loading reads the kernel's type information several times, on an emulated processor.
 const START: Duration = Duration::from_secs(120);
 
-struct Recorder {
+pub struct Recorder {
     child: Child,
     output: PathBuf,
     log: PathBuf,
@@ -30,7 +30,7 @@ struct Recorder {
 
 impl Recorder {
     /// Returns when it records.
-    fn start(case: &str, fields: &[&str]) -> Result<Self> {
+    pub fn start(case: &str, fields: &[&str]) -> Result<Self> {
         let folder = kinds::folder(case);
         fs::create_dir_all(&folder)?;
         let (output, log) = (folder.join("recording.jsonl"), folder.join("agent.record"));
@@ -47,11 +47,11 @@ impl Recorder {
         Ok(recorder)
     }
 
-    fn said(&self) -> Result<String> {
+    pub fn said(&self) -> Result<String> {
         Ok(fs::read_to_string(&self.log)?)
     }
 
-    fn stop(mut self) -> Result<Vec<Value>> {
+    pub fn stop(mut self) -> Result<Vec<Value>> {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let status = self.child.wait()?;
         ensure!(status.success(), "the agent ended with {status}; it said:\n{}", self.said()?);
@@ -68,10 +68,10 @@ impl Drop for Recorder {
 }
 
 /// A program in a pod; killed when dropped.
-struct Program(Child);
+pub struct Program(pub Child);
 
 impl Program {
-    fn start(pod: &Pod, command: &[&str]) -> Result<Self> {
+    pub fn start(pod: &Pod, command: &[&str]) -> Result<Self> {
         let [program, arguments @ ..] = command else { bail!("no command") };
         pod.inside(|| {
             let mut command = Command::new(program);
@@ -89,7 +89,7 @@ impl Drop for Program {
 }
 
 /// The last process told of this end of what goes to (src) or comes from (dst) an address and port.
-fn process<'a>(lines: &'a [Value], end: &str, proto: &str, at: SocketAddr) -> Result<&'a Value> {
+pub fn process<'a>(lines: &'a [Value], end: &str, proto: &str, at: SocketAddr) -> Result<&'a Value> {
     let (address, port) = if end == "src" { ("dst", "dst_port") } else { ("src", "src_port") };
     let ip = at.ip().to_string();
     let all = lines.iter().filter_map(|line| line.get("process"));
@@ -99,7 +99,7 @@ fn process<'a>(lines: &'a [Value], end: &str, proto: &str, at: SocketAddr) -> Re
     found.next_back().with_context(|| format!("no process at the {end} end of {proto} {at}"))
 }
 
-fn expect(record: &Value, pid: u32, name: &str, args: &[&str]) -> Result<()> {
+pub fn expect(record: &Value, pid: u32, name: &str, args: &[&str]) -> Result<()> {
     let told: Vec<&str> = record["args"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let is_so = record["pid"] == pid && record["name"] == name && told == args;
     ensure!(is_so, "expected {pid} {name} {args:?}: {record}");
@@ -168,7 +168,7 @@ pub fn processes() -> Result<Outcome> {
     Ok(Outcome::Pass(format!("4 fetches and UDP named at both ends, {lacks} parts lacking")))
 }
 
-fn wait_listening(pod: &Pod, port: u16) -> Result<()> {
+pub fn wait_listening(pod: &Pod, port: u16) -> Result<()> {
     let began = Instant::now();
     while pod.inside(|| Ok(TcpStream::connect((pod.v4, port)).is_err()))? {
         ensure!(began.elapsed() < traffic::PATIENCE, "nothing listens on port {port}");

@@ -1,7 +1,7 @@
 //! Live observations, and the cluster's objects, as a recording that `replay` understands.
 //!
 //! In: the node's sources; manifests or an API server. Out: lines of a recording: first the objects that there are, then
-//! what is observed and what changes among the objects; a `flush` line at each flush interval, after the counters of all
+//! what is observed (DNS too, where it is configured) and what changes among the objects; a `flush` line at each flush interval, after the counters of all
 //! live connections. Always: a line is written whole; the recording ends after a sweep; an API server that does not
 //! answer delays the start by [`PATIENCE`] and no more.
 
@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::model::Timestamp;
+use crate::source::dns::Capture;
 use crate::source::{NodeSources, Observed, SourcesError};
 use crate::watch::{
     self, CONFIGURATION, ConnectError, Link, ManifestError, Phase, Raw, Server, Timing, Told, WORLD, Wanted,
@@ -73,11 +74,13 @@ pub fn record(
     sources.adopt(&mut |observed| lines.observed(observed));
     lines.write_to(output)?;
     let [processes, tcp] = sources.collectors_state().map(|(_, state)| state);
+    let mut dns = capture(config);
     info!(
         source = sources.name(),
         drops = sources.drops_state(),
         processes,
         tcp,
+        dns = dns.is_some(),
         "flowlogd records this node"
     );
 
@@ -87,10 +90,16 @@ pub fn record(
         if let Some(watched) = &mut watched {
             watched.take(&mut lines, clock.now());
         }
+        if let Some(dns) = &mut dns {
+            dns.take(|at, observation| lines.observed(Observed { at, observation }));
+        }
         let now = Instant::now();
         let stopping = stop.load(Ordering::Relaxed) || end.is_some_and(|end| now >= end);
         if stopping || now >= next_flush {
             sources.sweep(&mut |observed| lines.observed(observed));
+            if let Some(dns) = dns.take_if(|_| stopping) {
+                dns.stop(|at, observation| lines.observed(Observed { at, observation }));
+            }
             lines.add(clock.now(), &Line::Flush);
             next_flush += config.flow_logs_flush_interval;
             lines.write_to(output)?;
@@ -108,6 +117,13 @@ pub fn record(
             return Ok(lines.count);
         }
     }
+}
+
+/// As in the daemon: where the configuration asks for names or for the DNS log.
+fn capture(config: &Config) -> Option<Capture> {
+    let wanted = config.dns_logs_file_enabled || config.flow_logs_collect_dest_domains;
+    let capture = wanted.then(Capture::start)?;
+    capture.inspect_err(|error| warn!(%error, "DNS is not captured, and not recorded")).ok()
 }
 
 /// The objects of an API server.

@@ -33,6 +33,9 @@ impl Architecture {
                 ("tc", "iproute2"),
                 ("busybox", "busybox-static"),
                 ("strip", "binutils"),
+                ("dnsmasq", "dnsmasq-base"),
+                ("iperf3", "iperf3"),
+                ("nc", "netcat-openbsd"),
             ],
             Self::Arm64 => &[
                 ("qemu-system-aarch64", "qemu-system-arm"),

@@ -21,6 +21,9 @@ use super::tools::{find, output};
 /// Programs that the guest is given; busybox brings the rest.
 pub const PROGRAMS: &[&str] = &["nft", "conntrack", "ip", "tc", "ss"];
 
+/// Programs that cases run at the ends of connections. A guest of another architecture has none of them: its cases say so.
+const ENDS: &[&str] = &["dnsmasq", "iperf3", "nc"];
+
 /// Module folders that are copied whole, with what their modules depend on.
 const MODULES: &[&str] = &[
     "kernel/net/netfilter/",
@@ -142,7 +145,7 @@ pub fn userland(out: &Path) -> Result<PathBuf> {
     for name in ["modprobe", "rmmod", "lsmod"] {
         archive.link(&format!("sbin/{name}"), "kmod");
     }
-    for name in PROGRAMS {
+    for name in PROGRAMS.iter().chain(ENDS) {
         let program = find(name).with_context(|| format!("{name} is missing"))?;
         add_with_libraries(&mut archive, &program, &format!("sbin/{name}"))?;
     }
