@@ -504,4 +504,41 @@ mod tests {
         assert_eq!(joins.entries.len(), 1000);
         assert_eq!(joins.stats.overflow, 999_000);
     }
+
+    /// Short-lived processes, each with a socket, a third of which are of a connection, in windows that hold fewer.
+    #[test]
+    fn a_million_processes_and_sockets_are_joined_or_counted() {
+        const RECORDS: u32 = 1_000_000;
+        let mut joins = Joins::new(4000);
+        let mut joined = (0, 0);
+        for n in 0..RECORDS {
+            let [_, a, b, c] = n.to_be_bytes();
+            let mut original = addresses(1, 1000, 2, 80);
+            original.src = IpAddr::from([11, a, b, c]);
+            let mut record = process(original, FlowSide::Src, "sh");
+            record.pid = n;
+            joins.observe_process(&record);
+            joins.observe_tcp(&tcp(original, 1));
+            if n % 3 == 0 {
+                let mut connection = connection(original, original.reversed());
+                joins.begin(&mut connection, false);
+                joins.end(&mut connection);
+                let Some(extra) = &connection.extra else { continue };
+                joined.0 += extra.processes.iter().flatten().count() as u64;
+                joined.1 += extra.tcp.iter().filter(|end| end.sample.is_some()).count() as u64;
+            }
+            if n % 5000 == 0 {
+                joins.close_window();
+            }
+            assert!(joins.entries.len() <= 4000 && joins.processes.len() <= KNOWN_PROCESSES.get());
+        }
+        for _ in 0..3 {
+            joins.close_window();
+        }
+        assert!(joins.is_empty());
+        let JoinStats { process_unmatched, tcp_unmatched, overflow, .. } = joins.stats;
+        let sum = joined.0 + joined.1 + process_unmatched + tcp_unmatched + overflow;
+        assert_eq!(sum, 2 * u64::from(RECORDS), "{joined:?} {:?}", joins.stats);
+        assert!(joined.0 > 0 && process_unmatched > 0 && overflow > 0);
+    }
 }
