@@ -1,4 +1,4 @@
-//! What the collectors cost: of sockets and of DNS, in the kernel and in user space.
+//! What drops and the collectors cost: of sockets and of DNS, in the kernel and in user space.
 //!
 //! In: seconds and connections a second (arguments; few of both in a debug build). Out: for the source alone, for each
 //! collector, and for all: connections made, CPU time of the thread that reads the kernel and steps the pipeline and of the
@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use flowlogd::aggregate::Settings;
 use flowlogd::config::{Config, SourceKind};
-use flowlogd::model::Timestamp;
+use flowlogd::model::{Observation, Timestamp};
 use flowlogd::pipeline::{Input, Limits, Pipeline};
 use flowlogd::snapshot::World;
-use flowlogd::source::{NodeSources, dns};
+use flowlogd::source::{NodeSources, Observed, dns};
 
 const INSIDE: &str = "FLOWLOGD_BENCH_INSIDE";
 const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
@@ -270,7 +270,43 @@ const CASES: [Case; 7] = [
     case("and a lookup for ten", true, true, true, true),
 ];
 
-/// One case, or the filter's cost, in a network namespace that nothing has been tracked in.
+/// What a dropped packet costs: the filter drops every datagram to one port, in the sender's own context.
+fn drops(seconds: u64) -> anyhow::Result<()> {
+    const DENIED: u16 = 9;
+    let rule = format!("nft add rule inet t o udp dport {DENIED} drop");
+    ensure!(Command::new("sh").args(["-c", &rule]).status()?.success(), "nft takes no rule that drops");
+    let config = Config { flow_logs_source: SourceKind::Netlink, ..Config::default() };
+    let mut sources = NodeSources::open(&config)?;
+    let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let (mut sent, mut counted) = (0_u64, 0_u64);
+    let mut count = |observed: Observed| {
+        if let Observation::Drop(drop) = &observed.observation {
+            counted += drop.packets;
+        }
+    };
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(seconds) {
+        for _ in 0..1000 {
+            // Refused by the rule: that is what is measured.
+            let _ = sender.send_to(b"x", (Ipv4Addr::LOCALHOST, DENIED));
+        }
+        sent += 1000;
+        sources.poll(Duration::ZERO, &mut count);
+    }
+    sources.sweep(&mut count);
+    println!("{:<24} {sent} datagrams dropped in {seconds} s, {counted} told", "drops");
+    for (name, (runs, ns)) in programs().into_iter().filter(|(_, (runs, _))| *runs > 0) {
+        println!(
+            "    {name:<20} {:>6.2} runs a drop {:>12.0} ns a run {:>10.0} ns a drop",
+            runs as f64 / sent as f64,
+            ns as f64 / runs as f64,
+            ns as f64 / sent as f64
+        );
+    }
+    Ok(())
+}
+
+/// One case, or the filter's cost, or a drop's, in a network namespace that nothing has been tracked in.
 fn inside(number: usize) -> anyhow::Result<()> {
     let numbers: Vec<u64> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
     let few = cfg!(debug_assertions);
@@ -280,6 +316,7 @@ fn inside(number: usize) -> anyhow::Result<()> {
     ensure!(Command::new("sh").args(["-c", tracked]).status()?.success(), "needs ip and nft");
     match CASES.get(number) {
         Some(case) => measure(*case, seconds, rate),
+        None if number > CASES.len() => drops(seconds),
         None if few => filter(4, 500),
         None => filter(40, 20_000),
     }
@@ -296,7 +333,7 @@ fn main() -> anyhow::Result<()> {
     let program = std::env::current_exe()?;
     let before = fs::read_to_string(STATS).unwrap_or_default();
     fs::write(STATS, "1").with_context(|| format!("cannot write {STATS}"))?;
-    let outcome = (0..=CASES.len()).try_for_each(|number| {
+    let outcome = (0..=CASES.len() + 1).try_for_each(|number| {
         let status = Command::new("unshare")
             .args(["--net", "--"])
             .arg(&program)

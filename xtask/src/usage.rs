@@ -14,6 +14,8 @@ use anyhow::{Context as _, ensure};
 pub struct Usage {
     pub cpu: Duration,
     pub resident_bytes: u64,
+    /// Of these what is its own: not files, nor buffers of the kernel that are mapped and touched page by page.
+    pub anonymous_bytes: u64,
     pub descriptors: usize,
     pub threads: usize,
 }
@@ -32,9 +34,13 @@ impl Usage {
         let folder = format!("/proc/{id}");
         let status = fs::read_to_string(format!("{folder}/status"))
             .with_context(|| format!("process {id} is gone"))?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = resident.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-        self.resident_bytes += kib.unwrap_or_default() * 1024;
+        let bytes = |name: &str| -> u64 {
+            let rest = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = rest.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+            kib.unwrap_or_default() * 1024
+        };
+        self.resident_bytes += bytes("VmRSS:");
+        self.anonymous_bytes += bytes("RssAnon:");
         self.descriptors += fs::read_dir(format!("{folder}/fd")).map_or(0, Iterator::count);
         for task in fs::read_dir(format!("{folder}/task"))?.flatten() {
             // A thread may end while it is looked at.

@@ -63,7 +63,7 @@ impl Collector {
             Self::Pmacct => (
                 format!(
                     "daemonize: false\npcap_interface: {DEVICE}\nplugins: print\naggregate: src_host, dst_host, src_port, dst_port, proto\n\
-                     plugin_pipe_size: 67108864\nplugin_buffer_size: 65536\nprint_cache_entries: 524287\nprint_refresh_time: 10\nprint_output: csv\n\
+                     plugin_pipe_size: 67108864\nplugin_buffer_size: 65536\nprint_cache_entries: 131071\nprint_refresh_time: 10\nprint_output: csv\n\
                      print_output_file: {}\nprint_output_file_append: true\n",
                     output.display()
                 ),

@@ -1,11 +1,12 @@
 //! A log shipper: reads every file of the log as it grows, across rotations.
 //!
-//! In: the folder. Out: sums of all lines. What always holds: a file is known by its inode, so that a renamed one is read on
-//! from where it was left; half a line waits for its end.
+//! In: the folder. Out: sums of all lines. What always holds: a file stays open until it is read and gone from the listing, so
+//! that a renamed one is read on, and no new file gets its inode meanwhile; half a line waits for its end.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,8 +27,16 @@ pub struct Shipper {
     pub files: u64,
     /// Lines that are no JSON.
     pub torn: u64,
-    /// By inode, with the looks since it was last there: one that is renamed right now may be missing from a listing.
-    offsets: HashMap<u64, (u64, u8)>,
+    /// By inode.
+    open: HashMap<u64, Open>,
+}
+
+struct Open {
+    file: File,
+    /// Read, but not a whole line yet.
+    rest: Vec<u8>,
+    /// Looks since it was last listed: one that is renamed right now may be missing from a listing.
+    looks: u8,
 }
 
 impl Shipper {
@@ -44,23 +53,22 @@ impl Shipper {
     /// Reads what is new.
     pub fn look(&mut self, folder: &Path) -> anyhow::Result<()> {
         for path in log_files(folder)? {
-            // Rotated away since it was listed: it is found under its new name at the next look.
-            let Ok(mut file) = File::open(&path) else { continue };
-            let metadata = file.metadata()?;
-            let known = self.offsets.get(&metadata.ino()).map(|(offset, _)| *offset);
-            // A new file may have an old one's inode.
-            let known = known.filter(|offset| *offset <= metadata.len());
-            self.files += u64::from(known.is_none());
-            let from = known.unwrap_or(0);
-            file.seek(SeekFrom::Start(from))?;
-            let mut text = Vec::new();
-            file.read_to_end(&mut text)?;
-            let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-            for line in text
-                .get(..whole)
-                .unwrap_or_default()
-                .split(|byte| *byte == b'\n')
-                .filter(|line| !line.is_empty())
+            // Rotated away since it was listed: it is open already, or is found under its new name at the next look.
+            let Ok(file) = File::open(&path) else { continue };
+            match self.open.entry(file.metadata()?.ino()) {
+                Entry::Occupied(mut known) => known.get_mut().looks = 0,
+                Entry::Vacant(place) => {
+                    place.insert(Open { file, rest: Vec::new(), looks: 0 });
+                    self.files += 1;
+                }
+            }
+        }
+        for Open { file, rest, looks } in self.open.values_mut() {
+            *looks += 1;
+            file.read_to_end(rest)?;
+            let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            for line in
+                rest.drain(..whole).as_slice().split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
             {
                 match Seen::of_line(line) {
                     Some(seen) => self.seen += seen,
@@ -68,12 +76,8 @@ impl Shipper {
                 }
                 self.lines += 1;
             }
-            self.offsets.insert(metadata.ino(), (from + whole as u64, 0));
         }
-        self.offsets.retain(|_, (_, looks)| {
-            *looks += 1;
-            *looks < GONE
-        });
+        self.open.retain(|_, open| open.looks < GONE);
         Ok(())
     }
 }
