@@ -206,12 +206,13 @@ fn rsyslog_itself_writes_such_a_state() {
         path("out")
     );
     fs::write(log.path("conf"), text).unwrap();
-    let mut rsyslog = Command::new("rsyslogd")
+    let rsyslog = Command::new("rsyslogd")
         .args(["-n", "-f", &path("conf"), "-i", &path("pid")])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    let rsyslog = Running(rsyslog);
     let deadline = Instant::now() + Duration::from_secs(60);
     let caught_up = || {
         while log.lag("work").unwrap() != Lag::Bytes(0) {
@@ -225,12 +226,23 @@ fn rsyslog_itself_writes_such_a_state() {
     log.append(80);
     caught_up();
     assert_eq!(fs::read_to_string(log.path("out")).unwrap().lines().count(), 3);
-    rustix::process::kill_process(rustix::process::Pid::from_child(&rsyslog), rustix::process::Signal::STOP)
-        .unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&rsyslog.0),
+        rustix::process::Signal::STOP,
+    )
+    .unwrap();
     log.append(1000);
     assert_eq!(log.bytes("work"), 1000, "while it stands still it lags");
-    rsyslog.kill().unwrap();
-    rsyslog.wait().unwrap();
+}
+
+/// Ended with the test, however the test ends.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
