@@ -54,9 +54,6 @@ const DUMP_ATTEMPTS: usize = 3;
 const DRAIN_LIMIT: usize = 1 << 18;
 /// Events of one poll, so that what they become needs little room; the next poll goes on.
 const POLL_LIMIT: usize = 1 << 15;
-/// An event is taken to be as old as the look before it, and no older than this: longer than the caller lets events gather.
-/// What is dropped right after a connection was confirmed must not look older than the connection.
-const EVENT_AGE: Duration = Duration::from_millis(25);
 /// Room for events that is kept between polls.
 const QUEUE_KEPT: usize = 1 << 12;
 
@@ -114,8 +111,6 @@ pub struct NetlinkSource {
     congested: bool,
     live: Live,
     running: Option<Running>,
-    /// The queue was last looked at.
-    looked: Timestamp,
     /// `nf_conntrack_events=2`: adopted connections end without an event.
     silent_tail: bool,
     /// Messages were lost since the last pass began.
@@ -174,7 +169,6 @@ impl NetlinkSource {
             congested: false,
             live: Live::new(capacity),
             running: None,
-            looked: now(),
             silent_tail,
             lost: false,
             last_pass: Instant::now(),
@@ -352,9 +346,7 @@ impl NetlinkSource {
     fn tell_queued(&mut self, limit: usize, out: &mut Vec<Observed>) -> Result<bool, SourceError> {
         let mut read = std::mem::take(&mut self.read);
         let drained = self.drain(limit, &mut read);
-        let now = now();
-        let at = self.looked.max(now.minus(EVENT_AGE)).min(now);
-        self.looked = now;
+        let at = now();
         for event in read.drain(..) {
             self.live.event(&event, at, out);
         }
