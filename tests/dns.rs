@@ -215,6 +215,7 @@ fn serve(node: &Node) -> Running {
         "dnsmasq",
         &[
             "--keep-in-foreground",
+            "--pid-file",
             "--log-facility=-",
             "--log-queries",
             "--conf-file=/dev/null",

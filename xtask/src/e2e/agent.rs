@@ -49,8 +49,9 @@ impl<'n> Chart<'n> {
             "image": {"repository": image::NAME, "tag": image::TAG, "pullPolicy": "Never"},
             "logPath": logs, "runPath": node.at("run"),
             "metrics": {"enabled": true, "port": METRICS_PORT},
-            "dns": {"enabled": true},
-            "config": {"flowLogsCollectTcpStats": true, "flowLogsCollectDestDomains": true, "dnsTrustedServers": [world::HOST],
+            "tcpStats": {"enabled": true},
+            "dns": {"domains": true},
+            "config": {"dnsTrustedServers": [world::HOST],
                 // The lag is told, and raises nothing: lines stay what the day compares.
                 "flowLogsDynamicAggregationEnabled": true, "flowLogsAggregationThresholdBytes": 1_000_000_000,
                 "flowLogsPositionFilePath": "/var/spool/rsyslog"},
