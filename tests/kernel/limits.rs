@@ -138,17 +138,18 @@ pub fn killed() -> Result<Outcome> {
     Ok(Outcome::Pass("flushed before, baseline taken, exact after".to_owned()))
 }
 
-/// What hangs on connection tracking, in the order in which it lets go.
-const ON_CONNTRACK: [&str; 8] = [
-    "nft_ct",
-    "nft_masq",
-    "nft_chain_nat",
-    "nf_nat",
-    "nf_conntrack_netlink",
-    "nf_conntrack",
-    "nf_defrag_ipv6",
-    "nf_defrag_ipv4",
-];
+/// Removes a module after all that use it; what is in use just now stays.
+fn unload(module: &str) -> Result<()> {
+    let modules = std::fs::read_to_string("/proc/modules")?;
+    let line = modules.lines().find(|line| line.split(' ').next() == Some(module));
+    // `name size references users, state address`; without users there is a dash.
+    let users = line.and_then(|line| line.split(' ').nth(3)).unwrap_or_default();
+    for user in users.split(',').filter(|user| !user.is_empty() && *user != "-") {
+        unload(user)?;
+    }
+    let _ = run(&["rmmod", module]);
+    Ok(())
+}
 
 fn is_loaded(module: &str) -> Result<bool> {
     let modules = std::fs::read_to_string("/proc/modules")?;
@@ -183,10 +184,7 @@ pub fn module_unloaded() -> Result<Outcome> {
             "nf_conntrack does not unload:\n{}",
             std::fs::read_to_string("/proc/modules")?
         );
-        for module in ON_CONNTRACK {
-            // Refused while something uses it: the next round comes.
-            let _ = run(&["rmmod", module]);
-        }
+        unload("nf_conntrack")?;
         std::thread::sleep(Duration::from_millis(100));
     }
     agent.wait_log("connection tracking was unloaded", Duration::from_secs(60))?;

@@ -49,9 +49,7 @@ impl<'n> Chart<'n> {
             "image": {"repository": image::NAME, "tag": image::TAG, "pullPolicy": "Never"},
             "logPath": logs, "runPath": node.at("run"),
             "metrics": {"enabled": true, "port": METRICS_PORT},
-            "tcpStats": {"enabled": true},
-            "dns": {"domains": true},
-            "config": {"dnsTrustedServers": [world::HOST],
+            "config": {"flowLogsCollectTcpStats": true, "flowLogsCollectDestDomains": true, "dnsTrustedServers": [world::HOST],
                 // The lag is told, and raises nothing: lines stay what the day compares.
                 "flowLogsDynamicAggregationEnabled": true, "flowLogsAggregationThresholdBytes": 1_000_000_000,
                 "flowLogsPositionFilePath": "/var/spool/rsyslog"},
