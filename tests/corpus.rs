@@ -1,8 +1,8 @@
 //! Every tracked seed of the fuzz targets through its parser, with the stable toolchain.
 //!
 //! In: `agent/fuzz/corpus/<target>/`, among it what fuzzing once found; each whole, cut short, and damaged a few times,
-//! the same way in each run (`FLOWLOGD_DAMAGED`: how often). Out: no panic, and what the entries assert. What always
-//! holds: every target has seeds, and every folder of seeds a target that `cargo xtask fuzz` runs. Fuzzing that
+//! the same way in each run (`FLOWLOGD_DAMAGED`: how often; `FLOWLOGD_TARGET`: of this target alone). Out: no panic, and what
+//! the entries assert. What always holds: every target has seeds, and every folder of seeds a target that `cargo xtask fuzz` runs. Fuzzing that
 //! looks where an input leads is not here.
 
 #[path = "../agent/fuzz/entries.rs"]
@@ -83,7 +83,9 @@ fn damage(random: &mut fastrand::Rng, bytes: &mut Vec<u8>, other: &[u8]) {
 fn damaged_seeds_do_no_harm() {
     let times = std::env::var("FLOWLOGD_DAMAGED").map_or(150, |text| text.parse().unwrap());
     let only = std::env::var("FLOWLOGD_TARGET").unwrap_or_default();
-    for (target, entry) in ENTRIES.into_iter().filter(|(target, _)| target.contains(only.as_str())) {
+    let chosen = || ENTRIES.into_iter().filter(|(target, _)| target.contains(only.as_str()));
+    assert!(chosen().next().is_some(), "no target's name has {only:?}");
+    for (target, entry) in chosen() {
         let mut paths: Vec<_> = fs::read_dir(fuzz().join("corpus").join(target))
             .unwrap()
             .map(|seed| seed.unwrap().path())

@@ -10,7 +10,7 @@
 mod node;
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
@@ -138,7 +138,11 @@ fn every_listener_follows_the_configuration() {
     assert_eq!((meta.gid(), meta.mode() & 0o777), (4711, 0o660));
     assert!(!first.exists(), "the old one is closed");
     let mut rest = String::new();
-    let _ = reader.read_to_string(&mut rest); // its reader is let go
+    reader.set_read_timeout(Some(node::PATIENCE)).unwrap();
+    match reader.read_to_string(&mut rest) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "its reader is not let go"),
+    }
     file.write(&format!("{health}flowLogsLiveEnabled: false"));
     wait("no live view", || !second.exists() && check(&node, 9291, "live").is_none());
     file.write(health);

@@ -270,12 +270,16 @@ fn the_daemon_switches_them_as_its_configuration_file_says() {
     let (file, log) = (folder.path().join("config.yaml"), folder.path().join("log"));
     let write = |on: bool| {
         let text = format!("flowLogsCollectProcessInfo: {on}\nflowLogsCollectTcpStats: {on}\n");
-        fs::write(&file, text).unwrap();
+        // In one piece: what is read half is another configuration.
+        let aside = folder.path().join("aside");
+        fs::write(&aside, text).unwrap();
+        fs::rename(aside, &file).unwrap();
     };
     write(false);
     let mut command = Command::new(env!("CARGO_BIN_EXE_flowlogd"));
     command.args(["run", "--source", "netlink", "--output", "stdout", "--log-level", "info"]);
-    command.args(["--set", "flowLogsFlushInterval=300ms", "--config"]).arg(&file);
+    command.args(["--set", "flowLogsFlushInterval=300ms", "--set", "flowLogsLiveEnabled=false"]);
+    command.arg("--config").arg(&file);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
     let agent = Process(node.enter('n', || command.spawn().unwrap()));
     let wait = |text: &str, times: usize| {

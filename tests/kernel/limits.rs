@@ -232,6 +232,8 @@ fn in_little_memory(group: &std::path::Path) -> Result<Outcome> {
         Options { source: "auto", environment: &environment, within: Some(&procs), ..Options::default() };
     let agent = Agent::start(&folder("little_memory"), &options)?;
     let chosen = agent.chosen_source();
+    let log = agent.log();
+    ensure!(log.contains("bytes=67108864"), "its tables are not bounded by the 64 MB:\n{log}");
     let (client, server) = (node.client(), node.server());
     let to = SocketAddr::new(server.ip(false), 8080);
     let listener = traffic::listen(server, false, 8080)?;

@@ -123,6 +123,7 @@ pub fn run(_: &Arguments) -> anyhow::Result<ExitCode> {
     let _world = World::start(&node)?;
     let logs = node.at("log");
     let mut chart = Chart::new(&node, &logs)?;
+    let rules = day::ruleset(&node)?;
     table.need("helm install", || {
         chart.install()?;
         let (revision, state) = chart.revision()?;
@@ -132,6 +133,7 @@ pub fn run(_: &Arguments) -> anyhow::Result<ExitCode> {
     table.need("the chart's pod under a real kubelet", || {
         chart.roll()?;
         chart.probed()?;
+        ensure!(day::ruleset(&node)? == rules, "rules of nftables or of routing have changed with its start");
         Ok(((), format!("ready by its probe; {}", chart.rights()?)))
     })?;
     table.check("check and config in the pod", || chart.verbs().map(|figures| ((), figures)));

@@ -39,7 +39,7 @@ struct Arguments {
 enum Verb {
     /// Measure what a flow, a line and a lookup cost.
     Bench(bench::Arguments),
-    /// Write the files that are made from the code: the JSON schema of a line.
+    /// Write the files that are made from the code: schemas, references, dashboards, templates, completions.
     Codegen(codegen::Arguments),
     /// Write the manifests that are made from the chart, or check every way to install against a real API server.
     Deploy(deploy::Arguments),

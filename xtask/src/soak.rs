@@ -3,8 +3,8 @@
 //! In: root, minutes. Out: a line of progress every ten seconds, a table at the end, and an exit code. New connections all the
 //! time, pods and policies that come and go (on a real API server, where `KUBEBUILDER_ASSETS` names one), a
 //! configuration file that is rewritten, a shipper that reads what is rotated. What always holds: it passes
-//! only if resident memory, descriptors and threads stay flat in the second half, and if what the shipper read is to the
-//! packet and byte what the kernel forwarded; it leaves nothing behind.
+//! only if memory of its own (anonymous; by 5 % or 2 MiB), descriptors and threads stay flat in the second half, and if what
+//! the shipper read and what was of no pod here is to the byte what the kernel forwarded; it leaves nothing behind.
 //! Not here: the node (`bench/site.rs`), traffic (`bench/load.rs`), what changes (`soak/churn.rs`).
 
 mod churn;

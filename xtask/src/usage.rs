@@ -87,7 +87,10 @@ mod tests {
     #[test]
     fn a_process_that_works_uses_time() {
         // Not this one: threads of other tests end meanwhile and take their time with them.
-        let mut busy = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let mut busy = std::process::Command::new("sh")
+            .args(["-c", "ulimit -t 20; while :; do :; done"])
+            .spawn()
+            .unwrap();
         let before = Usage::of(busy.id()).unwrap();
         let end = std::time::Instant::now() + Duration::from_secs(10);
         let used = loop {

@@ -3,7 +3,7 @@
 //! In: nothing. Out: thresholds of glibc's allocator that stay as they are. Why: its threshold for memory of its own mapping
 //! grows with every large block that is freed (the kernel's BTF at the start, a burst of events); later
 //! blocks of that size then lie in the heap, which keeps them: 12 MiB of an agent without flows.
-//! This file and `source/ebpf` are the only places with `unsafe`.
+//! `unsafe` is for the one call; where else there is some: `crate::threats`.
 
 /// Nothing happens where the C library is another one.
 pub(super) fn give_back_large_blocks() {

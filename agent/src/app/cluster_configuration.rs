@@ -133,19 +133,21 @@ impl Followed {
         if let Some(status) = self.status.kinds.get(tag) {
             status.set_objects(usize::from(object.is_some()));
         }
-        match object.and_then(|object| self.read(reference.owner, object)) {
+        match object.and_then(|object| self.read(tag, reference.owner, object)) {
             Some(resource) => locked(&self.shared).apply(resource),
             None => locked(&self.shared).delete(reference),
         }
     }
 
     /// An object that is none is no layer.
-    fn read(&self, owner: Owner, mut object: Value) -> Option<Resource> {
+    fn read(&self, tag: usize, owner: Owner, mut object: Value) -> Option<Resource> {
         match Resource::read(owner, &mut object) {
             Ok(resource) => Some(resource),
             Err(problem) => {
                 let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-                self.metrics.cluster_objects_refused.add(owner.kind(), 1);
+                if let Some(status) = self.status.kinds.get(tag) {
+                    status.add_refused(1);
+                }
                 warn!(kind = owner.kind(), name, "spec {problem}: it is no layer");
                 None
             }

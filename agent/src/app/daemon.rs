@@ -159,7 +159,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         pipeline.restore(checkpoint.entries);
     }
     let trace = Cell::new(config.config.flow_logs_collector_debug_trace);
-    let mut dns = Dns::new(metrics.clone());
+    let mut dns = Dns::new(metrics.clone(), memory.dns_lines_waiting());
     dns.configure(&config.config, &mut pipeline, clock.now());
     let step = |pipeline: &mut Pipeline, world: &mut Batch<'_>, observed: Observed| {
         match &observed.observation {

@@ -32,6 +32,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 pub(super) struct Dns {
     metrics: Arc<Metrics>,
+    lines_waiting: usize,
     capture: Option<Capture>,
     log: Option<Log>,
     files: Option<Files>,
@@ -49,9 +50,11 @@ struct Log {
 }
 
 impl Dns {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    /// `lines_waiting`: bytes of the DNS log that may wait for its file.
+    pub(super) fn new(metrics: Arc<Metrics>, lines_waiting: usize) -> Self {
         Self {
             metrics,
+            lines_waiting,
             capture: None,
             log: None,
             files: None,
@@ -97,6 +100,7 @@ impl Dns {
         }
         match (&mut self.log, config.dns_logs_file_enabled && self.capture.is_some()) {
             (None, true) => {
+                info!(dir = %config.dns_logs_file_directory.display(), "the DNS log is switched on");
                 self.log = Some(Log {
                     window: DnsWindow::new(dns_log_settings(config), now),
                     interval: config.dns_logs_flush_interval,
@@ -113,11 +117,16 @@ impl Dns {
             (Some(_), false) => {
                 self.flush(now);
                 self.log = None;
+                info!("the DNS log is switched off");
             }
             (None, false) => {}
         }
         if let Some(files) = &self.files {
-            let log = config.dns_logs_file_enabled.then(|| FileOptions::dns_log(config));
+            let log = config.dns_logs_file_enabled.then(|| {
+                let mut log = FileOptions::dns_log(config);
+                log.buffer_bytes = log.buffer_bytes.min(self.lines_waiting);
+                log
+            });
             files.send(Work::Open(log), &self.metrics);
         }
     }

@@ -1,7 +1,7 @@
 //! What the agent listens on, as the configuration asks now: metrics, metrics by policy, health, the live view.
 //!
 //! In: the published configuration. Out: listeners. When its part of the configuration changes, a listener is closed and
-//! opened anew as it is asked for now, at once; one that cannot be opened is tried again, and told until then: in the
+//! opened as the new one says, at once; one that cannot be opened is tried again, and told until then: in the
 //! log, in metrics, in readiness. Always: what was asked for and cannot be had is never replaced by something else
 //! (plain text for TLS, another port). Not here: what is served (`outside.rs`), sockets (`http`, `sink/live.rs`).
 
@@ -121,7 +121,7 @@ impl Listening {
                 };
                 info!(
                     listener = name,
-                    "the configuration has changed: it is closed, and opened as it is asked for now"
+                    "the configuration has changed: it is closed, and opened as the new one says"
                 );
                 now = next;
             }

@@ -21,6 +21,7 @@ const BASE: u64 = 20 << 20;
 /// Of what is left, hundredths. The rest is the world's (pods, policies) and the allocator's own.
 const TABLES: u64 = 60;
 const LINES_WAITING: u64 = 10;
+const DNS_LINES_WAITING: u64 = 3;
 const KERNEL_MAPS: u64 = 10;
 const LIVE: u64 = 8;
 
@@ -79,6 +80,11 @@ impl Memory {
     /// Lines that wait for a file that cannot be written.
     pub(super) fn lines_waiting(&self) -> usize {
         usize::try_from(self.part(LINES_WAITING)).unwrap_or(usize::MAX)
+    }
+
+    /// The same of the DNS log.
+    pub(super) fn dns_lines_waiting(&self) -> usize {
+        usize::try_from(self.part(DNS_LINES_WAITING)).unwrap_or(usize::MAX)
     }
 
     /// What waits for readers of the live view.

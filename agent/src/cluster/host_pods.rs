@@ -28,6 +28,10 @@ pub(super) struct HostPods {
 }
 
 impl HostPods {
+    pub fn is_empty(&self) -> bool {
+        self.by_uid.is_empty()
+    }
+
     pub fn at(&self, uid: &str, at: Timestamp) -> Option<&Arc<Endpoint>> {
         let pod = self.by_uid.get(uid)?;
         pod.until.is_none_or(|until| at < until.plus(GRACE)).then_some(&pod.endpoint)
@@ -41,6 +45,10 @@ impl HostPods {
     pub fn insert(&mut self, name: &ObjectName, uid: Arc<str>, pod: &Endpoint, at: Timestamp) {
         if self.uids.get(name).is_some_and(|known| *known != uid) {
             self.remove(name, at);
+        }
+        // What a mirror pod says of its static pod is an annotation, which anyone may write: who has the uid keeps it.
+        if !self.uids.contains_key(name) && self.by_uid.get(&uid).is_some_and(|known| known.until.is_none()) {
+            return;
         }
         let endpoint = Endpoint {
             kind: EndpointKind::Hep,
@@ -140,6 +148,27 @@ mod tests {
         assert_eq!(["a", "e", "hash"].map(|uid| name(&cluster, uid, 20).is_some()), [false, true, false]);
         cluster.expire(t(20));
         assert_eq!(cluster.host_pods.by_uid.len(), 1);
+    }
+
+    #[test]
+    fn a_pod_that_claims_the_uid_of_another_does_not_get_it() {
+        let mut cluster = Cluster::new("node-1".into());
+        cluster.apply(Object::Pod(pod("proxy", "a")), t(0));
+        cluster.apply(Object::Pod(Pod { mirrored_uid: Some("a".into()), ..pod("thief", "b") }), t(1));
+        assert_eq!(name(&cluster, "a", 2).as_deref(), Some("proxy"));
+        let thief = ObjectRef {
+            kind: ObjectKind::Pod,
+            namespace: Some("kube-system".into()),
+            name: "thief".into(),
+            uid: None,
+        };
+        cluster.delete(&thief, t(2));
+        assert_eq!(name(&cluster, "a", 60).as_deref(), Some("proxy"));
+        // When its owner is gone it is free.
+        let owner = ObjectRef { name: "proxy".into(), ..thief };
+        cluster.delete(&owner, t(60));
+        cluster.apply(Object::Pod(Pod { mirrored_uid: Some("a".into()), ..pod("next", "c") }), t(61));
+        assert_eq!(name(&cluster, "a", 62).as_deref(), Some("next"));
     }
 
     #[test]

@@ -182,6 +182,11 @@ impl Cluster {
         self.host_pods.at(uid, at)
     }
 
+    /// There are pods on the local node's host network, or were a moment ago.
+    pub fn has_host_pods(&self) -> bool {
+        !self.host_pods.is_empty()
+    }
+
     /// The newest version (labels) of this identity, if it is still known.
     pub fn current(&self, endpoint: &Endpoint) -> Option<&Arc<Endpoint>> {
         let name = || ObjectName { namespace: endpoint.namespace.clone(), name: endpoint.name.clone() };

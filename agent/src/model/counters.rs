@@ -37,6 +37,13 @@ impl Directional {
     pub fn is_zero(self) -> bool {
         self == Self::default()
     }
+
+    /// No counter is beyond its like in `now`.
+    pub fn is_within(self, now: Self) -> bool {
+        [(self.original, now.original), (self.reply, now.reply)]
+            .iter()
+            .all(|(base, now)| base.packets <= now.packets && base.bytes <= now.bytes)
+    }
 }
 
 impl AddAssign for Directional {

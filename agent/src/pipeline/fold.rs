@@ -544,6 +544,16 @@ pub(super) fn both_known(connection: &Connection) -> bool {
     connection.ends.iter().all(|end| end.is_some())
 }
 
+/// The node's own end may be a pod's on its host network, which only a process says, and none has yet.
+pub(super) fn awaits_host_pod(connection: &Connection, cluster: &Cluster) -> bool {
+    let has_process =
+        |side: usize| connection.extra.as_ref().is_some_and(|extra| extra.processes[side].is_some());
+    cluster.has_host_pods()
+        && (0..2).any(|side| {
+            connection.ends[side].as_ref().is_some_and(|end| end.is_bare_node) && !has_process(side)
+        })
+}
+
 /// A relabelled end is the same end: what it carried before is kept for this window's intersection.
 pub(super) fn refresh_labels(cluster: &Cluster, connection: &mut Connection) {
     let epoch = cluster.labels_epoch() as u32;

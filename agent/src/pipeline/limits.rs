@@ -1,7 +1,7 @@
 //! Bounds of the tables, and what follows for them from the memory that there is.
 //!
 //! In: bytes. Out: [`Limits`]. Always: with all tables full at once, what they hold and what a flush makes of them stay
-//! within these bytes, by the costs below; what does not fit is counted in [`super::Stats`], and totals stay exact:
+//! within these bytes, by the costs below (but for the least, 64 of each); what does not fit is counted in [`super::Stats`], and totals stay exact:
 //! further records are folded into those of their kind that say `*`, a connection without a place is exported whole
 //! with its end. Not here: how much memory there is (`app/memory.rs`).
 

@@ -38,7 +38,7 @@ use crate::snapshot::Snapshot;
 
 pub use dns_log::{DnsLogSettings, DnsWindow};
 use ends::PlainAddresses;
-use fold::{Fold, both_known, refresh_denied_labels, refresh_labels};
+use fold::{Fold, awaits_host_pod, both_known, refresh_denied_labels, refresh_labels};
 pub use limits::Limits;
 pub use policy_use::{PolicyUse, RuleUse, SelectedBy, UsedRule};
 pub use preview::{Known, PreviewEvent, Previewer};
@@ -321,7 +321,7 @@ impl Pipeline {
                 self.stats.connections_adopted += 1;
                 adopted = Flags::ADOPTED;
                 let known = self.baselines.remove(&key);
-                known.filter(|base| is_within(base, &record.counters)).unwrap_or(record.counters)
+                known.filter(|base| base.is_within(record.counters)).unwrap_or(record.counters)
             }
             _ => Directional::default(),
         };
@@ -390,7 +390,7 @@ impl Pipeline {
                 connection.began,
                 &connection.ends,
             );
-            if both_known(&connection) {
+            if both_known(&connection) && !awaits_host_pod(&connection, &snapshot.cluster) {
                 fold!(self, snapshot, None).settle(&mut connection);
             }
         }
@@ -588,13 +588,6 @@ fn configure_dns(settings: &Settings, domains: &mut Domains, trusted: &mut Trust
     let dns = &settings.dns;
     domains.configure(dns.by_client, dns.extra_ttl, dns.cache_epoch);
     trusted.configure(&dns.trusted_servers);
-}
-
-/// No counter of `base` is beyond `now`.
-fn is_within(base: &Directional, now: &Directional) -> bool {
-    [(base.original, now.original), (base.reply, now.reply)]
-        .iter()
-        .all(|(base, now)| base.packets <= now.packets && base.bytes <= now.bytes)
 }
 
 #[cfg(test)]

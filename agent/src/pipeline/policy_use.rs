@@ -1,6 +1,7 @@
 //! Which rules the traffic used: packets, bytes and connections by rule and direction, and what each policy selects.
 //!
-//! In: the records of a window, before any rule leaves one out; the evaluator. Out: totals since the start. Always: no
+//! In: the records of a window, before a filter leaves one out, but without the action that is not written and with the
+//! policies that are (`flowLogsFileEnabledForAllowed`, `...ForDenied`, `...IncludePolicies`); the evaluator. Out: totals since the start. Always: no
 //! more than [`MOST_RULES`] rules are told apart, the rest is counted as one; a connection is counted once per rule
 //! of its enforced trace, in the window in which it started. Names of metrics are `telemetry`'s.
 

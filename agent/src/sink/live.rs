@@ -1,7 +1,7 @@
 //! The live socket: flow logs for whoever may look, while the agent runs.
 //!
 //! In: windows of encoded lines, events. Out: the same to each reader that asked for it; to one that just came, the
-//! last lines from memory. Always: giving never waits: a reader has a queue of [`QUEUE`] bytes, and what does not fit
+//! last lines from memory. Always: giving never waits: a reader has a queue of [`QUEUE`] bytes at most, and what does not fit
 //! is counted, to the reader and in metrics; who is not root or of the socket's group cannot connect; at most
 //! [`READERS`] at once, and one that takes nothing for [`PATIENCE`] is let go.
 //! What a reader sees is every namespace. Not here: making events (`app`), what is shown (`cli`).
@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -228,7 +228,7 @@ impl Live {
             }
         };
         info!(path = %options.path.display(), group = options.group.as_deref().unwrap_or("-"), "live view");
-        let _bound = Bound(&options.path);
+        let _bound = Bound { path: &options.path, identity: identity(&options.path) };
         tell(Ok(()));
         let mut connections = JoinSet::new();
         loop {
@@ -381,12 +381,22 @@ async fn request(stream: &mut UnixStream) -> io::Result<Request> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("not a request: {error}")))
 }
 
-/// The socket's file goes with it.
-struct Bound<'a>(&'a Path);
+/// The socket's file goes with it; another's that took its place stays.
+struct Bound<'a> {
+    path: &'a Path,
+    identity: Option<(u64, u64)>,
+}
+
+/// Device and inode.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
 
 impl Drop for Bound<'_> {
     fn drop(&mut self) {
-        let _ = fs::remove_file(self.0);
+        if self.identity.is_some() && identity(self.path) == self.identity {
+            let _ = fs::remove_file(self.path);
+        }
     }
 }
 

@@ -68,7 +68,7 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { connections: 1 << 21, map_bytes: 64 << 20, event_bytes: 64 << 20 }
+        Self { connections: 1 << 21, map_bytes: 64 << 20, event_bytes: netlink::EVENT_BYTES }
     }
 }
 

@@ -159,15 +159,15 @@ impl<const N: usize, const MOST: usize> Families<N, MOST> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&Labels(labels));
     }
 
-    /// All of it anew, at once: who reads meanwhile sees the old series or the new.
-    pub fn replace(&self, all: impl Iterator<Item = ([&'static str; N], u64)>) {
-        let new = all.map(|(labels, value)| (labels.map(Into::into), value)).collect();
+    /// All of it anew, at once: who reads meanwhile sees the old series or the new. Those of the same labels add up.
+    pub fn replace<L: Into<Box<str>>>(&self, all: impl Iterator<Item = ([L; N], u64)>) {
+        let new = Self::default();
+        for (labels, value) in all {
+            let labels = labels.map(Into::into);
+            new.add_to(labels.each_ref().map(|label| &**label), value);
+        }
+        let new = new.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = new;
-    }
-
-    /// Before all of it is told anew.
-    pub fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     pub fn sum(&self) -> u64 {

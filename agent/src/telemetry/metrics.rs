@@ -235,6 +235,9 @@ impl Metrics {
                 self.watch_state.set_to([name, phase.name()], u64::from(kind.phase() == phase));
             }
             if matches!(kind.phase(), Phase::Unknown | Phase::NotServed) {
+                // What is served no longer has neither objects nor an age.
+                self.cluster_objects.remove([name]);
+                self.watch_silent.remove([name]);
                 continue;
             }
             self.cluster_objects.set(name, kind.objects());
@@ -283,12 +286,11 @@ impl Metrics {
         if *policy_use.other() != RuleUse::default() {
             set(["other"; 6], policy_use.other());
         }
-        self.policy_selected_endpoints.clear();
-        for selected in &policy_use.selected {
+        self.policy_selected_endpoints.replace(policy_use.selected.iter().map(|selected| {
             let policy = policy_label(&selected.tier, selected.kind, &selected.name);
             let namespace = selected.namespace.as_deref().unwrap_or_default();
-            self.policy_selected_endpoints.add_to([&selected.tier, namespace, &policy], selected.endpoints);
-        }
+            ([&*selected.tier, namespace, &*policy].map(Box::<str>::from), selected.endpoints)
+        }));
     }
 
     /// Takes over what the file sink counts itself.

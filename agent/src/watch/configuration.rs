@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use http::Request;
 use kube::Client;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::kinds::CONFIGURATION;
+use super::kinds::Selected;
 use crate::config::{GROUP, KIND, Owner, PLURAL, Resource};
 
 /// The owner of the status' fields.
@@ -47,22 +47,18 @@ impl From<kube::Error> for AskError {
 pub async fn configuration(client: &Client, node: &str) -> Result<Vec<Resource>, AskError> {
     let reading = async {
         let mut resources = Vec::new();
-        for wanted in &CONFIGURATION {
-            for name in ["default".to_owned(), format!("node.{node}")] {
-                for (group, version) in wanted.served {
-                    let Some(found) =
-                        named(client, &format!("/apis/{group}/{version}"), wanted.plural, &name).await?
-                    else {
-                        continue;
-                    };
-                    let owner = Owner::of(&format!("{group}/{version}"), wanted.kind);
-                    for mut value in found {
-                        if let Some(Ok(resource)) = owner.map(|owner| Resource::read(owner, &mut value)) {
-                            resources.push(resource);
-                        }
+        for selected in Selected::configuration(node) {
+            for (group, version) in selected.wanted.served {
+                let Some(found) = named(client, &format!("/apis/{group}/{version}"), &selected).await? else {
+                    continue;
+                };
+                let owner = Owner::of(&format!("{group}/{version}"), selected.wanted.kind);
+                for mut value in found {
+                    if let Some(Ok(resource)) = owner.map(|owner| Resource::read(owner, &mut value)) {
+                        resources.push(resource);
                     }
-                    break;
                 }
+                break;
             }
         }
         Ok(resources)
@@ -71,21 +67,25 @@ pub async fn configuration(client: &Client, node: &str) -> Result<Vec<Resource>,
 }
 
 /// The object of this name, if there is one, by a list: an agent's account may list and watch, and get nothing. `None`: not served.
-async fn named(
-    client: &Client,
-    served: &str,
-    plural: &str,
-    name: &str,
-) -> Result<Option<Vec<Value>>, AskError> {
-    let path = format!("{served}/{plural}?fieldSelector=metadata.name%3D{name}");
-    match get(client, &path).await {
+async fn named(client: &Client, served: &str, selected: &Selected) -> Result<Option<Vec<Value>>, AskError> {
+    let plural = selected.wanted.plural;
+    let parameters = ListParams { field_selector: selected.field_selector(), ..ListParams::default() };
+    let list = kube::core::Request::new(format!("{served}/{plural}")).list(&parameters);
+    match get(client, list.map_err(|error| AskError::Unreachable(kube::Error::BuildRequest(error)))?).await {
         Ok(list) => Ok(list.map(|mut list| match list["items"].take() {
-            Value::Array(items) => items,
+            // A server that does not heed the selector tells of others too.
+            Value::Array(mut items) => {
+                items.retain(|item| item["metadata"]["name"].as_str() == selected.name.as_deref());
+                items
+            }
             _ => Vec::new(),
         })),
         // Rights are looked at before what is served: what nobody serves is refused, too.
         Err(AskError::Refused(why)) => {
-            let all = get(client, served).await?.unwrap_or_default();
+            let resources = Request::get(served).body(Vec::new());
+            let resources =
+                resources.map_err(|error| AskError::Unreachable(kube::Error::HttpError(error)))?;
+            let all = get(client, resources).await?.unwrap_or_default();
             let is_there =
                 all["resources"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == plural));
             if is_there { Err(AskError::Refused(why)) } else { Ok(None) }
@@ -94,10 +94,7 @@ async fn named(
     }
 }
 
-async fn get(client: &Client, path: &str) -> Result<Option<Value>, AskError> {
-    let request = Request::get(path)
-        .body(Vec::new())
-        .map_err(|error| AskError::Unreachable(kube::Error::HttpError(error)))?;
+async fn get(client: &Client, request: Request<Vec<u8>>) -> Result<Option<Value>, AskError> {
     match client.request::<Value>(request).await {
         Ok(value) => Ok(Some(value)),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),

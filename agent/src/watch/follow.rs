@@ -19,13 +19,13 @@ use kube::api::{ListParams, VersionMatch, WatchParams};
 use kube::client::Body;
 use kube::core::Request;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::io::StreamReader;
 use tracing::{debug, info, warn};
 
+use super::answers::{Event, Failure, Head, HeadMeta, Refusal, chain, failure_of};
 use super::decode::Unreadable;
 use super::split::Splitter;
 use super::status::{KindStatus, Phase};
@@ -121,94 +121,6 @@ impl Resource {
             format!("{}/{}", self.group, self.version)
         }
     }
-}
-
-/// Why a request or a watch came to nothing.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error("the server has forgotten this version: everything is asked for anew")]
-    Expired,
-    #[error("the server answers {code}: {message}")]
-    Refused { code: u16, message: String, wait: Option<Duration> },
-    #[error("the connection failed: {0}")]
-    Connection(String),
-    #[error("the server said nothing for {0:?}")]
-    Silent(Duration),
-    #[error("what the server says cannot be read: {0}")]
-    Malformed(String),
-    /// No streaming lists: not an error.
-    #[error("no streaming lists")]
-    NotStreaming,
-    /// Nobody listens.
-    #[error("stopped")]
-    Stopped,
-}
-
-impl Failure {
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Refused { code, .. } => match code {
-                401 => "unauthorized",
-                403 => "forbidden",
-                404 => "not_found",
-                429 => "too_many_requests",
-                500..=599 => "server_error",
-                _ => "refused",
-            },
-            Self::Connection(_) => "connection",
-            Self::Silent(_) => "silent",
-            Self::Malformed(_) => "malformed",
-            Self::NotStreaming | Self::Stopped => "none",
-        }
-    }
-}
-
-#[derive(Deserialize)]
-struct Event<'a> {
-    #[serde(rename = "type")]
-    kind: &'a str,
-    #[serde(borrow)]
-    object: &'a RawValue,
-}
-
-/// Of any object: what a watch must know.
-#[derive(Deserialize)]
-struct Head {
-    metadata: HeadMeta,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct HeadMeta {
-    #[serde(flatten)]
-    identity: Identity,
-    #[serde(rename = "resourceVersion")]
-    version: String,
-    annotations: Option<EndMark>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct EndMark {
-    #[serde(rename = "k8s.io/initial-events-end")]
-    end: Option<String>,
-}
-
-/// The object of an `ERROR` event.
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Refusal {
-    code: u16,
-    reason: String,
-    message: String,
-    details: Option<RefusalDetails>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct RefusalDetails {
-    retry_after_seconds: Option<u64>,
 }
 
 /// Follows one kind.
@@ -575,27 +487,4 @@ type BodyError = kube::Error;
 struct Gathered<T> {
     objects: Vec<T>,
     in_parts: bool,
-}
-
-fn failure_of(refusal: Refusal, wait: Option<Duration>) -> Failure {
-    let Refusal { code, reason, message, details } = refusal;
-    if code == 410 || reason == "Expired" || reason == "Gone" {
-        return Failure::Expired;
-    }
-    let asked = details.and_then(|details| details.retry_after_seconds).map(Duration::from_secs);
-    Failure::Refused { code, message, wait: wait.or(asked) }
-}
-
-/// The error and its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -7,6 +7,7 @@
 //! only room that names the Kubernetes client. `client.rs` finds the server, `served.rs` looks what it has, `link.rs` and
 //! `follow.rs` follow one kind each, `world.rs` owns the world. What the world is used for is deliberately not here.
 
+mod answers;
 pub mod client;
 mod configuration;
 pub mod decode;

@@ -136,7 +136,7 @@ macro_rules! counts {
                 self.$member.load(Ordering::Relaxed)
             }
 
-            pub(super) fn $add(&self, n: u64) {
+            pub fn $add(&self, n: u64) {
                 self.$member.fetch_add(n, Ordering::Relaxed);
             }
             )+

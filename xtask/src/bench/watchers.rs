@@ -10,7 +10,7 @@ use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use super::site::{NODE_NAME, Site};
@@ -156,20 +156,27 @@ impl Metrics {
 /// A metric of an agent that has stopped, summed over its labels: what it said at its end.
 pub fn total(folder: &Path, metric: &str) -> anyhow::Result<u64> {
     let log = fs::read_to_string(folder.join("agent.log"))?;
+    // Nothing is said of what is 0; that it flushed it always says.
+    ensure!(totals(&log, "flowlogd_flushes_total").next().is_some(), "the agent told no totals at its end");
+    Ok(totals(&log, metric).map(|(_, value)| value).sum())
+}
+
+/// Label and value of each line with a total of this metric.
+fn totals<'a>(log: &'a str, metric: &str) -> impl Iterator<Item = (&'a str, u64)> {
     let name = format!("metric=\"{metric}\"");
-    let value = |line: &str| line.rsplit_once(" value=")?.1.split_whitespace().next()?.parse::<u64>().ok();
-    Ok(log.lines().filter(|line| line.contains(&name)).filter_map(value).sum())
+    log.lines().filter_map(move |line| {
+        let (labels, value) = line.split_once(&name)?.1.rsplit_once(" value=")?;
+        Some((labels.trim_start_matches(" label="), value.split_whitespace().next()?.parse().ok()?))
+    })
 }
 
 /// What an agent that has stopped said it lost, by stage: it knows all of it only then.
 pub fn lost(folder: &Path) -> anyhow::Result<String> {
     let log = fs::read_to_string(folder.join("agent.log"))?;
-    let lost = log.lines().filter_map(|line| {
-        let (_, rest) = line.split_once("flowlogd_lost_events_total\"")?;
-        let (stage, value) = rest.split_once(" value=")?;
-        let stage = stage.trim_start_matches(" label=").trim_matches('"').trim_start_matches("stage=");
-        Some(format!("{stage} {}", value.split_whitespace().next()?))
-    });
+    ensure!(totals(&log, "flowlogd_flushes_total").next().is_some(), "the agent told no totals at its end");
+    let lost = totals(&log, "flowlogd_lost_events_total");
+    let lost = lost
+        .map(|(stage, value)| format!("{} {value}", stage.trim_matches('"').trim_start_matches("stage=")));
     let lost: Vec<String> = lost.collect();
     Ok(if lost.is_empty() { "0".into() } else { lost.join(", ") })
 }

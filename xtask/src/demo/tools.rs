@@ -16,7 +16,7 @@ use crate::packages;
 pub fn prepare() -> anyhow::Result<()> {
     ensure!(
         rustix::process::geteuid().is_root(),
-        "the demo makes network namespaces and reads connection tracking, which only root may: run it from a root shell (sudo -s, then cargo xtask demo), or as root in a virtual machine or a container with --privileged"
+        "this makes network namespaces and reads connection tracking, which only root may: run it from a root shell (sudo -s), or as root in a virtual machine or a container with --privileged"
     );
     packages::install_missing(&packages::NODE, &[])
 }

@@ -4,6 +4,7 @@
 //! containerd, the network namespace of a pod. What always holds: it is brought down when the value is dropped, and one that a killed run
 //! left is brought down before. It has no scheduler and no controllers: who wants a pod names the node.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -25,6 +26,7 @@ pub struct Mininode {
     scripts: PathBuf,
     folder: PathBuf,
     pub namespace: Namespace,
+    logs_before: BTreeSet<PathBuf>,
 }
 
 impl Mininode {
@@ -36,6 +38,7 @@ impl Mininode {
             !Path::new(NAMESPACE).exists(),
             "there is a mini-node already ({NAMESPACE}): bring it down first"
         );
+        let logs_before = pod_logs();
         let log = folder.with_extension("log");
         let file = fs::File::create(&log)?;
         let status = Command::new(scripts.join("mininode-up"))
@@ -52,7 +55,7 @@ impl Mininode {
         }
         let _ = fs::remove_file(log);
         let namespace = Namespace::open(NAMESPACE, "the mini-node")?;
-        Ok(Self { scripts: scripts.to_owned(), folder: folder.to_owned(), namespace })
+        Ok(Self { scripts: scripts.to_owned(), folder: folder.to_owned(), namespace, logs_before })
     }
 
     pub fn at(&self, name: &str) -> PathBuf {
@@ -141,7 +144,16 @@ impl Mininode {
 impl Drop for Mininode {
     fn drop(&mut self) {
         down(&self.scripts, &self.folder);
+        // What kubelet kept of the pods' output, which it would have removed with them; never another node's.
+        for folder in pod_logs().difference(&self.logs_before) {
+            let _ = fs::remove_dir_all(folder);
+        }
     }
+}
+
+fn pod_logs() -> BTreeSet<PathBuf> {
+    let folders = fs::read_dir("/var/log/pods").into_iter().flatten().flatten();
+    folders.map(|folder| folder.path()).collect()
 }
 
 fn down(scripts: &Path, folder: &Path) {

@@ -3,6 +3,7 @@
 //! In: a socket, what is asked for. Out: lines and events, shown as they come. Always: what the agent says is taken
 //! for no more than data: a line that is none is left out and counted.
 
+use std::cell::Cell;
 use std::io::{self, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -30,7 +31,7 @@ pub fn observe(
     // A terminal that changes its size is drawn anew, also while the agent has nothing to say.
     stream.set_read_timeout(Some(LOOK)).map_err(|error| cannot(path, &error))?;
     let mut refused = None;
-    let mut first = true;
+    let first = Cell::new(true);
     let mut lines = Lines::new(BufReader::with_capacity(1 << 16, stream), path.display().to_string());
     let mut take = |text: &str, place: &dyn Fn() -> String, skipped: &mut Skipped, shown: &mut Shown| {
         if !text.starts_with(TOLD) {
@@ -48,7 +49,7 @@ pub fn observe(
                 }
             },
             Ok(Told::Lost(n)) => shown.lost(n),
-            Ok(Told::Caught(_)) => shown.settle(std::mem::take(&mut first)),
+            Ok(Told::Caught(_)) => shown.settle(first.take()),
             Ok(Told::Error(error)) => {
                 refused = Some(error);
                 Ok(false)
@@ -61,6 +62,8 @@ pub fn observe(
     };
     let ended = loop {
         match lines.read(true, skipped, &mut |text, place, skipped| take(text, place, skipped, shown)) {
+            // Nothing is drawn before the past is whole.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && first.get() => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => match shown.settle(false) {
                 Ok(true) => {}
                 other => break other,
@@ -78,7 +81,7 @@ pub fn observe(
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
         Err(error) => return Err(error).or_exit(Exit::OutputFailed).map_err(Into::into),
     }
-    shown.settle(first).or_exit(Exit::OutputFailed)?;
+    shown.settle(first.get()).or_exit(Exit::OutputFailed)?;
     if follow {
         super::super::say("the agent has ended");
     }

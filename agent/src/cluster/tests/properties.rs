@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::services::service_name;
 use super::*;
 
 /// A naive history: every interval there ever was, looked at in full.

@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -88,8 +88,7 @@ impl CaptureStats {
 
 pub struct Capture {
     lookups: Receiver<(Timestamp, Observation)>,
-    stats: Receiver<CaptureStats>,
-    last: CaptureStats,
+    stats: Arc<Mutex<CaptureStats>>,
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
 }
@@ -137,14 +136,15 @@ impl Capture {
     pub fn start() -> Result<Self, CaptureError> {
         let ring = open()?;
         let (lookups, queue) = sync_channel(QUEUE);
-        let (tell, stats) = sync_channel(4);
+        let stats = Arc::<Mutex<CaptureStats>>::default();
+        let tell = stats.clone();
         let stop = Arc::new(Stop::new().map_err(CaptureError::Thread)?);
         let stopped = stop.clone();
         let thread = std::thread::Builder::new()
             .name("dns".into())
             .spawn(move || Reader::new(ring).run(&lookups, &tell, &stopped))
             .map_err(CaptureError::Thread)?;
-        Ok(Self { lookups: queue, stats, last: CaptureStats::default(), stop, thread: Some(thread) })
+        Ok(Self { lookups: queue, stats, stop, thread: Some(thread) })
     }
 
     /// Lookups that have been told by now.
@@ -154,11 +154,8 @@ impl Capture {
         }
     }
 
-    pub fn stats(&mut self) -> &CaptureStats {
-        while let Ok(stats) = self.stats.try_recv() {
-            self.last = stats;
-        }
-        &self.last
+    pub fn stats(&self) -> CaptureStats {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Ends the thread and hands over what is left.
@@ -169,7 +166,7 @@ impl Capture {
             let _ = thread.join();
         }
         self.take(told);
-        self.stats().clone()
+        self.stats()
     }
 }
 
@@ -199,7 +196,7 @@ impl Reader {
     fn run(
         mut self,
         lookups: &SyncSender<(Timestamp, Observation)>,
-        tell: &SyncSender<CaptureStats>,
+        tell: &Mutex<CaptureStats>,
         stop: &Stop,
     ) {
         loop {
@@ -228,9 +225,8 @@ impl Reader {
             self.stats.queue_full += queue_full;
             self.stats.matches = self.matcher.stats;
             self.stats.broken_streams = self.streams.broken;
-            // A full channel holds older numbers, which the next ones replace.
             if stopping || packets < BATCH {
-                let _ = tell.try_send(self.stats.clone());
+                tell.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.stats);
             }
             if stopping {
                 return;

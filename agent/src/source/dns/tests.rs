@@ -197,6 +197,23 @@ fn a_flood_is_bounded_and_counted() {
     matcher.tell(at(60_000), false, |_, _| unreachable!("nothing was answered"));
     assert_eq!(matcher.stats.unanswered + matcher.stats.overflow, 100_000);
     assert!(matcher.stats.unanswered >= 32 << 10);
+    assert!(matcher.remembers_nothing(), "what found no place has left something");
+}
+
+#[test]
+fn a_clock_that_is_set_back_holds_nothing_up() {
+    let (mut matcher, mut streams) = (Matcher::default(), Streams::default());
+    let (client, server) = ("10.0.0.1:4000", "10.0.0.53:53");
+    let mut told = 0;
+    for (ms, packet) in [
+        (100_000, udp(client, server, &query(1, "unanswered.example"))),
+        (100_001, udp(client, server, &query(7, "www.example.com"))),
+        (100_003, udp(server, client, &reply(7, "www.example.com", RCODE::NoError))),
+    ] {
+        take(&packet, at(ms), &mut matcher, &mut streams).unwrap();
+    }
+    matcher.tell(at(1_000), false, |_, _| told += 1);
+    assert_eq!((told, matcher.stats.unanswered, matcher.remembers_nothing()), (1, 1, true));
 }
 
 proptest! {

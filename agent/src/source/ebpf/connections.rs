@@ -9,17 +9,16 @@ use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError};
-use aya::programs::kprobe::KProbeLinkId;
 use flowlogd_ebpf::{Connection, ConnectionRecord, MODE_ADOPT, MODE_OFF, MODE_OUTSIDE, SHARD_CAPACITY, Stat};
 
 use super::super::netlink::walk_table;
 use super::super::privilege;
 use super::Observed;
 use super::counts::{self, Counts};
-use super::kernel::{Kernel, has_symbol};
+use super::kernel::Kernel;
 use super::load::{self, OpenError, Sizes, SourceError};
 use super::mapped::cpus;
-use super::modules::{Gone, Modules};
+use super::probes::Probes;
 use super::records::{Adoption, Clock, Translator, Untold, order};
 use super::ring::Ring;
 use super::watch::{Watch, tracked};
@@ -36,36 +35,6 @@ const TOMBSTONES: u32 = 8192;
 const ENTRIES_A_RUN: usize = 12;
 /// How full a shard is when all connections are there: addresses do not spread evenly.
 const FILL: u64 = 90;
-
-/// Program, function, and what it is for.
-const KPROBES: [(&str, &str, Purpose); 7] = [
-    // The end first: whatever is seen to start is then seen to end.
-    ("conntrack_free", "nf_conntrack_free", Purpose::Needed),
-    ("conntrack_confirm", "__nf_conntrack_confirm", Purpose::Needed),
-    ("conntrack_insert", "nf_conntrack_hash_check_insert", Purpose::Extra),
-    ("conntrack_dump", "ctnetlink_fill_info", Purpose::Adopt),
-    // Where the compiler has split or inlined the one above: these are exported, or called by pointer only.
-    ("conntrack_dump_tuple", "nf_ct_port_tuple_to_nlattr", Purpose::AdoptByTuple),
-    ("conntrack_dump_tuple", "icmp_tuple_to_nlattr", Purpose::AdoptByTuple),
-    ("conntrack_dump_tuple", "icmpv6_tuple_to_nlattr", Purpose::AdoptByTuple),
-];
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    Needed,
-    /// Entries that no packet made.
-    Extra,
-    Adopt,
-    AdoptByTuple,
-}
-
-/// A program on a function.
-struct Probe {
-    program: &'static str,
-    function: &'static str,
-    purpose: Purpose,
-    link: KProbeLinkId,
-}
 
 #[derive(Clone, Debug)]
 pub struct EbpfOptions {
@@ -173,9 +142,7 @@ pub struct EbpfSource {
     /// Tombstones found by the last sweep.
     tombstones_found: usize,
     sweep: SweepBy,
-    probes: Vec<Probe>,
-    /// What was loaded at the last look.
-    modules: Modules,
+    probes: Probes,
     watch: Watch,
     /// Totals at the last look, to see what moved.
     seen_tombstones: u64,
@@ -188,7 +155,7 @@ impl EbpfSource {
     /// ([`Attached::WaitingForConntrack`]).
     pub fn open(options: &EbpfOptions) -> Result<Self, OpenError> {
         let mut source = Self::load(options, false)?;
-        source.attach()?;
+        source.retry_attach()?;
         Ok(source)
     }
 
@@ -234,7 +201,7 @@ impl EbpfSource {
             }
         }
         let tombstones = HashMap::try_from(bpf.take_map("TOMBSTONES").ok_or_else(missing)?).map_err(maps)?;
-        let mut source = Self {
+        Ok(Self {
             ends: Ring::take(&mut bpf, "ENDS").map_err(maps)?,
             swept: Ring::take(&mut bpf, "SWEPT").map_err(maps)?,
             counts: Counts::take(&mut bpf, cpus()?)?,
@@ -249,107 +216,33 @@ impl EbpfSource {
             tombstone_capacity: options.tombstones,
             tombstones_found: 0,
             sweep,
-            probes: Vec::new(),
-            modules: Modules::now(),
+            probes: Probes::load(&mut bpf)?,
             seen_tombstones: 0,
             watch: Watch::default(),
             untold_told: Untold::default(),
             malformed_told: 0,
             bpf,
-        };
-        for (program, _, purpose) in KPROBES {
-            match load::load_kprobe(&mut source.bpf, program) {
-                Ok(()) => {}
-                Err(error) if purpose == Purpose::Needed => return Err(error),
-                Err(error) => tracing::warn!("{error}"),
-            }
-        }
-        Ok(source)
+        })
     }
 
-    /// Attaches what is not attached yet; true when everything that is needed is.
-    fn attach(&mut self) -> Result<bool, OpenError> {
-        if !load::has_kprobes() {
-            return Err(OpenError::NoKprobes(
-                "neither the kprobe event source nor tracefs offers them".into(),
-            ));
-        }
-        for (program, function, purpose) in KPROBES {
-            let has_better = purpose == Purpose::AdoptByTuple && self.is_probed("ctnetlink_fill_info");
-            if self.is_probed(function) || has_better {
-                continue;
-            }
-            let probe = load::kprobe(&mut self.bpf, program)?;
-            if probe.fd().is_err() {
-                continue; // one of the others, which the kernel refused
-            }
-            let mut attached = probe.attach(function, 0);
-            if attached.is_err() && purpose == Purpose::Needed && has_symbol(function) {
-                // It may have come with a module that was loaded just now.
-                attached = probe.attach(function, 0);
-                if let Err(error) = &attached {
-                    let why = format!("{function}: {}", load::chain(error));
-                    return Err(if privilege::kprobes_need_sys_admin() {
-                        OpenError::KprobesDenied(why)
-                    } else {
-                        OpenError::NoKprobes(why)
-                    });
-                }
-            }
-            match attached {
-                Ok(link) => self.probes.push(Probe { program, function, purpose, link }),
-                Err(error) => {
-                    tracing::debug!("no probe on {function} yet: {}", load::chain(&error));
-                    if purpose == Purpose::Needed {
-                        return Ok(false);
-                    }
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// Whether connection tracking went since it was probed. Its probes, which are dead, are taken away then, and
-    /// [`Self::retry_attach`] is due; probes of the dump alone are renewed at once.
+    /// Whether connection tracking went since it was probed: [`Self::retry_attach`] is due then.
     pub fn look_at_modules(&mut self) -> Result<bool, OpenError> {
-        let was = std::mem::replace(&mut self.modules, Modules::now());
-        let Some(gone) = was.gone(self.modules) else { return Ok(false) };
-        let _raised = privilege::raise();
-        let dead = |probe: &mut Probe| {
-            gone == Gone::Conntrack || matches!(probe.purpose, Purpose::Adopt | Purpose::AdoptByTuple)
-        };
-        for probe in self.probes.extract_if(.., dead) {
-            let detached = load::kprobe(&mut self.bpf, probe.program)?.detach(probe.link);
-            if let Err(error) = detached {
-                tracing::debug!("a probe of {} that went: {}", probe.function, load::chain(&error));
-            }
+        let went = self.probes.look_at_modules(&mut self.bpf)?;
+        if went {
+            self.translator.adoption = Adoption::Pending;
         }
-        if gone == Gone::Ctnetlink {
-            self.attach()?;
-            return Ok(false);
-        }
-        self.translator.adoption = Adoption::Pending;
-        Ok(true)
+        Ok(went)
     }
 
     /// For a module that is loaded after the agent: call it now and then while the status says
     /// [`Attached::WaitingForConntrack`]. True: attached now; [`Self::adopt`] is due.
     pub fn retry_attach(&mut self) -> Result<bool, OpenError> {
-        self.attach()
+        self.probes.attach(&mut self.bpf)
     }
 
     /// Connection tracking is there, and its functions are probed.
     pub fn is_attached(&self) -> bool {
-        let needed = |purpose: &Purpose| *purpose == Purpose::Needed;
-        KPROBES.iter().all(|(_, function, purpose)| !needed(purpose) || self.is_probed(function))
-    }
-
-    fn is_probed(&self, function: &str) -> bool {
-        self.probes.iter().any(|probe| probe.function == function)
-    }
-
-    fn can_adopt(&self) -> bool {
-        self.probes.iter().any(|probe| matches!(probe.purpose, Purpose::Adopt | Purpose::AdoptByTuple))
+        self.probes.are_attached()
     }
 
     /// Tells of every connection that exists as Adopt. Until it has been called, ends of connections that nobody saw
@@ -359,13 +252,13 @@ impl EbpfSource {
             return Ok(());
         }
         // The first dump loads nf_conntrack_netlink, whose function cannot have a probe before.
-        if !self.can_adopt() {
+        if !self.probes.can_adopt() {
             walk_table(|| {}).map_err(SourceError::Dump)?;
-            if let Err(error) = self.attach() {
+            if let Err(error) = self.retry_attach() {
                 tracing::warn!("{error}");
             }
         }
-        if !self.can_adopt() {
+        if !self.probes.can_adopt() {
             tracing::warn!(
                 "connections that exist now cannot be adopted (no probe on ctnetlink_fill_info or nf_ct_port_tuple_to_nlattr): they are not reported until they end, and then counted as not_adopted"
             );
@@ -501,7 +394,7 @@ impl EbpfSource {
     /// What has room enters the map, and the sweep that follows tells of it; the rest is told at once.
     fn look_outside(&mut self, out: &mut Vec<Observed>) -> Result<(), SourceError> {
         self.watch.begin_sweep(tracked());
-        if !self.can_adopt() || self.translator.adoption != Adoption::Done {
+        if !self.probes.can_adopt() || self.translator.adoption != Adoption::Done {
             return Ok(());
         }
         let overflow = self.counts.total(Stat::Overflow);
@@ -571,8 +464,8 @@ impl EbpfSource {
     pub fn status(&self) -> EbpfStatus {
         EbpfStatus {
             attached: if self.is_attached() { Attached::Yes } else { Attached::WaitingForConntrack },
-            probes: self.probes.iter().map(|probe| probe.function).collect(),
-            can_adopt: self.can_adopt(),
+            probes: self.probes.functions(),
+            can_adopt: self.probes.can_adopt(),
             sweep: self.sweep,
             capacity: u64::from(self.shards) * u64::from(self.shard_capacity),
             shards: self.shards,

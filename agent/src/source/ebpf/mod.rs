@@ -16,6 +16,7 @@ mod load;
 mod mapped;
 mod modules;
 mod probe;
+mod probes;
 mod processes;
 pub mod records;
 mod ring;

@@ -75,8 +75,8 @@ struct Entry {
     tcp_state: Option<TcpState>,
     /// The pass that saw it (or ended it) last.
     seen: u8,
-    /// The pass in or after which its NEW event came.
-    born: u8,
+    /// Its NEW event came while the running pass did: what the dump shows under its key may be another's.
+    fresh: bool,
     phase: Phase,
 }
 
@@ -90,7 +90,7 @@ impl Entry {
             icmp: m.icmp.map_or((0, 0), |i| (i.kind, i.code)),
             tcp_state: m.tcp_state,
             seen,
-            born: seen.wrapping_sub(1),
+            fresh: false,
             phase,
         }
     }
@@ -166,6 +166,8 @@ pub(super) struct Live {
     destroyed: HashSet<CtKey, foldhash::fast::RandomState>,
     /// Seen by this turn of a sweep: told as soon as the events are known that came before the kernel wrote them.
     to_update: Vec<CtKey>,
+    /// The same of connections that found no room.
+    untracked: Vec<CtMessage>,
     /// Entries whose key a pass found under another connection: settled when its events are known.
     replaced: Vec<CtMessage>,
     pub losses: Losses,
@@ -181,16 +183,17 @@ impl Live {
             running: None,
             destroyed: HashSet::default(),
             to_update: Vec::new(),
+            untracked: Vec::new(),
             replaced: Vec::new(),
             losses: Losses::default(),
         }
     }
 
-    /// Adopted connections not ended yet: they may end without an event.
     pub fn fill(&self) -> Fill {
         Fill::entries("connections", self.entries.len(), self.capacity)
     }
 
+    /// Adopted connections not ended yet: they may end without an event.
     pub fn adopted(&self) -> usize {
         self.adopted
     }
@@ -220,7 +223,7 @@ impl Live {
                 self.losses.add(UNTRACKED, 1);
                 match pass {
                     Pass::Adopt => out.push(told(m, ConnectionEvent::Adopt, at)),
-                    Pass::Sweep => out.push(told(m, ConnectionEvent::Update, at)),
+                    Pass::Sweep => self.untracked.push(*m),
                     Pass::Quiet => {}
                 }
             }
@@ -235,7 +238,7 @@ impl Live {
                 *entry = Entry::new(m, Phase::Candidate, seen);
                 return;
             }
-            Phase::Announced { .. } if entry.born == seen => {
+            Phase::Announced { .. } if entry.fresh => {
                 entry.seen = seen;
                 return;
             }
@@ -263,16 +266,20 @@ impl Live {
         for key in self.to_update.drain(..) {
             if let Some(entry) = self.entries.get(&key)
                 && matches!(entry.phase, Phase::Announced { .. } | Phase::Adopted)
-                && entry.born != self.pass
+                && !entry.fresh
             {
                 out.push(observed(at, entry.record(&key, ConnectionEvent::Update)));
             }
+        }
+        for m in self.untracked.drain(..).filter(|m| !self.destroyed.contains(&m.key)) {
+            out.push(told(&m, ConnectionEvent::Update, at));
         }
     }
 
     /// Events still wait: what the turn has shown is left to the next sweep.
     pub fn forget_seen(&mut self) {
         self.to_update.clear();
+        self.untracked.clear();
     }
 
     /// The dump failed half way: forget what only it has shown.
@@ -281,18 +288,25 @@ impl Live {
         self.destroyed.clear();
         self.to_update.clear();
         self.replaced.clear();
-        self.entries.retain(|_, entry| entry.phase != Phase::Candidate);
+        self.untracked.clear();
+        self.entries.retain(|_, entry| {
+            entry.fresh = false;
+            entry.phase != Phase::Candidate
+        });
     }
 
     /// The dump is over, and the events that came during it are told.
     pub fn finish_pass(&mut self, completeness: Completeness, at: Timestamp, out: &mut Vec<Observed>) {
         let Some(pass) = self.running.take() else { return };
         self.destroyed.clear();
-        let Self { entries, losses, .. } = self;
+        let Self { entries, losses, replaced, .. } = self;
+        // An event may have said it better by now.
+        replaced.retain(|m| entries.get(&m.key).is_some_and(|entry| !entry.fresh && !entry.continues_as(m)));
         let current = self.pass;
         let mut adopted = 0;
         entries.retain(|key, entry| {
             let seen = entry.seen == current;
+            entry.fresh = false;
             match entry.phase {
                 Phase::Candidate => {
                     let event = if pass == Pass::Adopt {
@@ -333,11 +347,7 @@ impl Live {
         });
         self.adopted = adopted;
         for m in std::mem::take(&mut self.replaced) {
-            // An event may have said it better by now.
-            if self.entries.get(&m.key).is_some_and(|entry| entry.born != current && !entry.continues_as(&m))
-            {
-                self.replace(&m, true, at, out);
-            }
+            self.replace(&m, true, at, out);
         }
         if self.entries.capacity() > 4 * self.entries.len().max(1024) {
             self.entries.shrink_to_fit();
@@ -412,9 +422,7 @@ impl Live {
             return;
         }
         let mut entry = Entry::new(m, Phase::Announced { new_expected }, self.pass);
-        if !new_expected {
-            entry.born = self.pass;
-        }
+        entry.fresh = !new_expected && self.running.is_some();
         self.entries.insert(m.key, entry);
         out.push(told(m, ConnectionEvent::New, at));
     }

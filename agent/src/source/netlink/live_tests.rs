@@ -315,3 +315,49 @@ fn without_room_connections_are_told_and_counted() {
     assert_eq!(events(&out), [(ConnectionEvent::New, 0), (ConnectionEvent::New, 0), (END, 9)]);
     assert_eq!(live.losses.take(), [(UNTRACKED, 1)]);
 }
+
+#[test]
+fn a_connection_is_told_by_every_sweep_however_many_there_were() {
+    let mut live = Live::new(8);
+    let mut out = Vec::new();
+    let whole = Completeness { whole: true, after_loss: false };
+    let begin = |live: &mut Live, pass| {
+        live.begin_pass(pass);
+        live.end_turn();
+    };
+    begin(&mut live, Pass::Quiet);
+    live.event(&message(CtKind::New, 1, 1, None), Timestamp(0), &mut out);
+    live.finish_pass(whole, Timestamp(0), &mut out);
+    for bytes in 1..1000 {
+        out.clear();
+        live.begin_pass(Pass::Sweep);
+        live.see(&message(CtKind::Entry, 1, 1, Some(bytes)), Timestamp(0), &mut out);
+        live.end_turn();
+        live.tell_seen(Timestamp(0), &mut out);
+        live.finish_pass(whole, Timestamp(0), &mut out);
+        assert_eq!(events(&out), [(ConnectionEvent::Update, bytes)]);
+    }
+}
+
+/// What a sweep shows of a connection without a place is older than the events that wait behind the dump.
+#[test]
+fn without_room_a_sweep_tells_after_what_waits() {
+    let sweep = |waiting: &[CtMessage]| {
+        let mut live = Live::new(1);
+        let mut out = Vec::new();
+        live.event(&message(CtKind::New, 1, 1, None), Timestamp(0), &mut out);
+        out.clear();
+        live.begin_pass(Pass::Sweep);
+        live.see(&message(CtKind::Entry, 2, 2, Some(7)), Timestamp(0), &mut out);
+        live.end_turn();
+        for event in waiting {
+            live.event(event, Timestamp(0), &mut out);
+        }
+        live.tell_seen(Timestamp(0), &mut out);
+        events(&out)
+    };
+    let new = message(CtKind::New, 2, 2, None);
+    let end = message(CtKind::Destroy, 2, 2, Some(9));
+    assert_eq!(sweep(&[new]), [(ConnectionEvent::New, 0), (ConnectionEvent::Update, 7)]);
+    assert_eq!(sweep(&[new, end]), [(ConnectionEvent::New, 0), (END, 9)]);
+}

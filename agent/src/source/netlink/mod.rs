@@ -57,6 +57,9 @@ const POLL_LIMIT: usize = 1 << 15;
 /// Room for events that is kept between polls.
 const QUEUE_KEPT: usize = 1 << 12;
 
+/// Kernel memory of events that wait to be read, where there is no reason for less.
+pub const EVENT_BYTES: usize = 64 << 20;
+
 #[derive(Clone, Debug)]
 pub struct NetlinkOptions {
     /// Wanted size of the socket's receive buffer: an event takes about 1 KiB of it. The kernel's collector ends expired
@@ -68,7 +71,7 @@ pub struct NetlinkOptions {
 
 impl Default for NetlinkOptions {
     fn default() -> Self {
-        Self { receive_buffer_bytes: 32 << 20, most_connections: 1 << 21 }
+        Self { receive_buffer_bytes: EVENT_BYTES, most_connections: 1 << 21 }
     }
 }
 
@@ -361,6 +364,7 @@ impl NetlinkSource {
         let mut headers = EventSocket::headers();
         let mut unread = 0;
         let mut overrun = 0;
+        let mut failed = None;
         let emptied = loop {
             if queued.len() >= limit {
                 break false;
@@ -374,13 +378,17 @@ impl NetlinkSource {
                     }
                 }
             });
-            match received.map_err(SourceError::Events)? {
-                Received::Empty => break true,
-                Received::Overrun(n) => {
+            match received {
+                Ok(Received::Empty) => break true,
+                Ok(Received::Overrun(n)) => {
                     self.congested = true;
                     overrun += n;
                 }
-                Received::Some => {}
+                Ok(Received::Some) => {}
+                Err(error) => {
+                    failed = Some(SourceError::Events(error));
+                    break false;
+                }
             }
         };
         if self.congested {
@@ -394,7 +402,7 @@ impl NetlinkSource {
                 self.lost = true;
             }
         }
-        Ok(emptied && unread == 0 && overrun == 0)
+        failed.map_or(Ok(emptied && unread == 0 && overrun == 0), Err)
     }
 }
 

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Action, Addresses, ConnectionEvent, ConnectionRecord, Counters, Direction, Directional, DnsAnswer,
-    DnsRecord, DropRecord, FiveTuple, FlowSide, Hit, Icmp, Observation, PolicyKind, ProcessRecord, Proto,
-    TcpRecord, TcpState, Trace, VerdictRecord, VerdictSet,
+    Action, Addresses, ConnectionEvent, ConnectionRecord, Counters, Direction, Directional, DropRecord,
+    FiveTuple, Hit, Icmp, Observation, PolicyKind, Proto, TcpState, Trace, VerdictRecord, VerdictSet,
 };
 
 use super::Line;
+use super::collected::{Dns, Process, Tcp};
 use super::error::Fault;
-use super::fields::{self, Count, Ip, Number8, Number16, Number32, Pair, Port, ProtoName, RuleIndex};
+use super::fields::{self, Count, Ip, Number8, Number16, Pair, Port, ProtoName, RuleIndex};
 
 /// Which Kubernetes object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -55,17 +55,17 @@ pub fn write(out: &mut Vec<u8>, observation: &Observation) -> Result<(), serde_j
 /// Addresses and ports of one direction.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Ends {
-    src: Ip,
+pub(super) struct Ends {
+    pub src: Ip,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    src_port: Option<Port>,
-    dst: Ip,
+    pub src_port: Option<Port>,
+    pub dst: Ip,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    dst_port: Option<Port>,
+    pub dst_port: Option<Port>,
 }
 
 impl Ends {
-    fn of(proto: Proto, addresses: &Addresses) -> Self {
+    pub fn of(proto: Proto, addresses: &Addresses) -> Self {
         let port = |port| proto.has_ports().then_some(Port(port));
         Self {
             src: Ip(addresses.src),
@@ -76,7 +76,7 @@ impl Ends {
     }
 
     /// `path`: of the object that holds the four fields.
-    fn build(&self, proto: Proto, path: &str) -> Result<Addresses, Fault> {
+    pub fn build(&self, proto: Proto, path: &str) -> Result<Addresses, Fault> {
         if self.src.0.is_ipv4() != self.dst.0.is_ipv4() {
             return Err(Fault::new(
                 &format!("{path}.dst"),
@@ -129,10 +129,10 @@ macro_rules! five_tuple {
     };
 }
 
+pub(super) use five_tuple;
+
 five_tuple!(Drop, "drop");
 five_tuple!(Verdict, "verdict");
-five_tuple!(Tcp, "tcp");
-five_tuple!(Process, "process");
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -407,185 +407,6 @@ impl Verdict {
             },
             hits: Trace(hits.collect()),
         })))
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tcp {
-    proto: ProtoName,
-    src: Ip,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    src_port: Option<Port>,
-    dst: Ip,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    dst_port: Option<Port>,
-    srtt_us: Count,
-    min_rtt_us: Count,
-    send_cwnd: Count,
-    mss: Count,
-    retransmits: Count,
-    lost: Count,
-    unrecovered_rto: Count,
-}
-
-impl Tcp {
-    fn of(record: &TcpRecord) -> Self {
-        let Ends { src, src_port, dst, dst_port } = Ends::of(record.tuple.proto, &record.tuple.addresses);
-        Self {
-            proto: ProtoName(record.tuple.proto),
-            src,
-            src_port,
-            dst,
-            dst_port,
-            srtt_us: Count(record.srtt_us),
-            min_rtt_us: Count(record.min_rtt_us),
-            send_cwnd: Count(record.send_cwnd),
-            mss: Count(record.mss),
-            retransmits: Count(record.retransmits),
-            lost: Count(record.lost),
-            unrecovered_rto: Count(record.unrecovered_rto),
-        }
-    }
-
-    pub fn build(self) -> Result<Line, Fault> {
-        Ok(Line::Observation(Observation::Tcp(TcpRecord {
-            tuple: self.tuple()?,
-            srtt_us: self.srtt_us.0,
-            min_rtt_us: self.min_rtt_us.0,
-            send_cwnd: self.send_cwnd.0,
-            mss: self.mss.0,
-            retransmits: self.retransmits.0,
-            lost: self.lost.0,
-            unrecovered_rto: self.unrecovered_rto.0,
-        })))
-    }
-}
-
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum SideName {
-    Src,
-    Dst,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Process {
-    proto: ProtoName,
-    src: Ip,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    src_port: Option<Port>,
-    dst: Ip,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    dst_port: Option<Port>,
-    end: SideName,
-    pid: Number32,
-    name: Arc<str>,
-    args: Arc<[Arc<str>]>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pod_uid: Option<Arc<str>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    container: Option<Arc<str>>,
-}
-
-impl Process {
-    fn of(record: &ProcessRecord) -> Self {
-        let Ends { src, src_port, dst, dst_port } = Ends::of(record.tuple.proto, &record.tuple.addresses);
-        let end = if record.side == FlowSide::Src { SideName::Src } else { SideName::Dst };
-        Self {
-            proto: ProtoName(record.tuple.proto),
-            src,
-            src_port,
-            dst,
-            dst_port,
-            end,
-            pid: Number32(record.pid),
-            name: record.name.clone(),
-            args: record.args.clone(),
-            pod_uid: record.pod_uid.clone(),
-            container: record.container.clone(),
-        }
-    }
-
-    pub fn build(self) -> Result<Line, Fault> {
-        Ok(Line::Observation(Observation::Process(ProcessRecord {
-            tuple: self.tuple()?,
-            side: match self.end {
-                SideName::Src => FlowSide::Src,
-                SideName::Dst => FlowSide::Dst,
-            },
-            pid: self.pid.0,
-            name: self.name,
-            args: self.args,
-            pod_uid: self.pod_uid,
-            container: self.container,
-        })))
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Answer {
-    name: Arc<str>,
-    #[serde(rename = "type")]
-    kind: Arc<str>,
-    data: Arc<str>,
-    ttl_s: Number32,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Dns {
-    client: Ip,
-    server: Ip,
-    question: Arc<str>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    qtype: Option<Arc<str>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    qclass: Option<Arc<str>>,
-    rcode: Arc<str>,
-    latency_us: Count,
-    answers: Vec<Answer>,
-}
-
-impl Dns {
-    fn of(record: &DnsRecord) -> Self {
-        let answers = record.answers.iter().map(|answer| Answer {
-            name: answer.name.clone(),
-            kind: answer.kind.clone(),
-            data: answer.data.clone(),
-            ttl_s: Number32(answer.ttl_s),
-        });
-        Self {
-            client: Ip(record.client),
-            server: Ip(record.server),
-            question: record.question.clone(),
-            qtype: record.qtype.clone(),
-            qclass: record.qclass.clone(),
-            rcode: record.rcode.clone(),
-            latency_us: Count(record.latency_us),
-            answers: answers.collect(),
-        }
-    }
-
-    pub fn build(self) -> Line {
-        let answers = self.answers.into_iter().map(|answer| DnsAnswer {
-            name: answer.name,
-            kind: answer.kind,
-            data: answer.data,
-            ttl_s: answer.ttl_s.0,
-        });
-        Line::Observation(Observation::Dns(DnsRecord {
-            client: self.client.0,
-            server: self.server.0,
-            question: self.question,
-            qtype: self.qtype,
-            qclass: self.qclass,
-            rcode: self.rcode,
-            latency_us: self.latency_us.0,
-            answers: answers.collect(),
-        }))
     }
 }
 

@@ -8,6 +8,7 @@
 //! backwards as the last one and counts it), and what a Kubernetes object says (`cluster`).
 
 mod at;
+mod collected;
 mod error;
 mod fields;
 mod kinds;
@@ -167,9 +168,9 @@ impl<'de> Visitor<'de> for LineSeed<'_> {
                 "conntrack" => self.build(map.next_value::<kinds::Conntrack>()?.build())?,
                 "drop" => self.build(map.next_value::<kinds::Drop>()?.build())?,
                 "verdict" => self.build(map.next_value::<kinds::Verdict>()?.build())?,
-                "tcp" => self.build(map.next_value::<kinds::Tcp>()?.build())?,
-                "process" => self.build(map.next_value::<kinds::Process>()?.build())?,
-                "dns" => map.next_value::<kinds::Dns>()?.build(),
+                "tcp" => self.build(map.next_value::<collected::Tcp>()?.build())?,
+                "process" => self.build(map.next_value::<collected::Process>()?.build())?,
+                "dns" => map.next_value::<collected::Dns>()?.build(),
                 "lost" => map.next_value::<kinds::Lost>()?.build(),
                 "apply" => {
                     let object = map.next_value::<Map<String, Value>>()?;
