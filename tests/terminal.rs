@@ -66,6 +66,15 @@ impl Terminal {
             thread::sleep(Duration::from_millis(20));
         }
     }
+
+    /// Waits until the device has the size: tmux passes it on when it pleases.
+    fn until_sized(&self, size: &str) {
+        let device = self.tmux(&["display-message", "-p", "#{pane_tty}"]);
+        self.until("the new size", |_| {
+            let out = Command::new("stty").args(["-F", device.trim(), "size"]).output().unwrap();
+            String::from_utf8_lossy(&out.stdout).trim() == size
+        });
+    }
 }
 
 impl Drop for Terminal {
@@ -138,6 +147,7 @@ fn a_table_that_is_followed_fits_the_terminal_as_it_is_now() {
     let screen = terminal.until("three rows", |screen| screen.matches(" allow ").count() == 3);
     assert!(!screen.contains("PKTS"), "80 columns: {screen}");
     terminal.tmux(&["resize-window", "-x", "160", "-y", "24"]);
+    terminal.until_sized("24 160");
     // Rows that come are of the new width, under titles of their own; those that stand stay.
     let next = rest.lines().next().unwrap();
     append(&path, &format!("{next}\n"));
