@@ -113,6 +113,10 @@ impl Shown {
                 self.out.push('\n');
             }
             Show::Table(table) => {
+                if self.out.is_empty() {
+                    // Rows to come are of the terminal as it is now, under titles of their own.
+                    self.headed &= !table.fit();
+                }
                 if !std::mem::replace(&mut self.headed, true) {
                     table.header(&mut self.out);
                 }
@@ -151,10 +155,6 @@ impl Shown {
                     return Ok(false);
                 }
             }
-        }
-        if let Show::Table(table) = &mut self.show {
-            // Rows to come are of the terminal as it is now, under titles of their own.
-            self.headed &= !table.fit();
         }
         if let Show::Top(top, format, screen) = &self.show
             && (std::mem::take(&mut self.changed)
