@@ -23,6 +23,9 @@ const OPEN_OF_ONE: usize = 16;
 /// Closed intervals kept in all; beyond it the one that was closed first is forgotten and counted.
 const CLOSED_OF_ALL: usize = 1 << 17;
 
+/// The end of an interval that has none.
+const OPEN: Timestamp = Timestamp(i64::MAX);
+
 /// How strong a claim on an address is: where several hold one at once, the strongest owns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Claim {
@@ -37,31 +40,40 @@ pub(super) enum Claim {
 #[derive(Clone, Debug)]
 struct Interval {
     endpoint: Arc<Endpoint>,
+    /// The endpoint's creation, known in whole seconds only; the beginning of time where nobody knows. Here too, so that a lookup
+    /// need not fetch the endpoint.
+    created: Timestamp,
     from: Timestamp,
-    /// Exclusive; `None` while it owns the address.
-    until: Option<Timestamp>,
+    /// Exclusive; [`OPEN`] while it owns the address.
+    until: Timestamp,
     /// Place in the order of all observations.
     observed: u64,
     claim: Claim,
 }
 
 impl Interval {
-    /// Could the endpoint have been there at `t`? Its creation is known in whole seconds only.
+    fn is_open(&self) -> bool {
+        self.until == OPEN
+    }
+
+    /// Could the endpoint have been there at `t`?
     fn created_by(&self, t: Timestamp) -> bool {
-        self.endpoint.created.is_none_or(|created| created.floor_seconds() <= t.floor_seconds())
+        self.created <= t
     }
 
     /// Owned the address at `t`. What was loaded before the first event has no beginning but its creation.
     fn covers(&self, t: Timestamp) -> bool {
-        self.from <= t
-            && self.until.is_none_or(|until| t < until)
-            && (self.from > Timestamp::MIN || self.created_by(t))
+        self.from <= t && t < self.until && (self.from > Timestamp::MIN || self.created_by(t))
     }
 
     /// Lost the address at most [`GRACE`] before `t`.
     fn in_grace(&self, t: Timestamp) -> bool {
-        self.until.is_some_and(|until| until <= t && t < until.plus(GRACE))
+        !self.is_open() && self.until <= t && t < self.until.plus(GRACE)
     }
+}
+
+fn created(endpoint: &Endpoint) -> Timestamp {
+    endpoint.created.map_or(Timestamp::MIN, |at| Timestamp(at.floor_seconds().saturating_mul(1_000_000_000)))
 }
 
 /// The owners of all addresses, with their past.
@@ -100,22 +112,28 @@ impl Owners {
     /// All that hold `ip` now.
     pub fn holders(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Endpoint>> {
         let intervals = self.by_ip.get(&ip).map_or(&[][..], |intervals| intervals);
-        intervals.iter().filter(|i| i.until.is_none()).map(|i| &i.endpoint)
+        intervals.iter().filter(|i| i.is_open()).map(|i| &i.endpoint)
     }
 
     /// `endpoint` owns `ip` from `from` on.
     pub fn open(&mut self, ip: IpAddr, endpoint: &Arc<Endpoint>, claim: Claim, from: Timestamp) {
         self.observations += 1;
-        let new =
-            Interval { endpoint: endpoint.clone(), from, until: None, observed: self.observations, claim };
+        let new = Interval {
+            endpoint: endpoint.clone(),
+            created: created(endpoint),
+            from,
+            until: OPEN,
+            observed: self.observations,
+            claim,
+        };
         let Some(known) = self.by_ip.get(&ip) else {
             self.by_ip.insert(ip, [new].into());
             return;
         };
         let mut intervals = known.to_vec();
         intervals.push(new);
-        if intervals.iter().filter(|i| i.until.is_none()).count() > OPEN_OF_ONE
-            && let Some(first) = intervals.iter().position(|i| i.until.is_none())
+        if intervals.iter().filter(|i| i.is_open()).count() > OPEN_OF_ONE
+            && let Some(first) = intervals.iter().position(|i| i.is_open())
         {
             intervals.remove(first);
             self.forgotten += 1;
@@ -127,9 +145,10 @@ impl Owners {
     pub fn renew(&mut self, ip: IpAddr, endpoint: &Arc<Endpoint>, claim: Claim, at: Timestamp) {
         let Some(known) = self.by_ip.get(&ip) else { return self.open(ip, endpoint, claim, at) };
         let mut intervals = known.to_vec();
-        match intervals.iter_mut().find(|i| i.until.is_none() && i.endpoint.same_identity(endpoint)) {
+        match intervals.iter_mut().find(|i| i.is_open() && i.endpoint.same_identity(endpoint)) {
             Some(interval) => {
                 interval.endpoint = endpoint.clone();
+                interval.created = created(endpoint);
                 interval.claim = claim;
                 self.by_ip.insert(ip, intervals.into());
             }
@@ -141,8 +160,7 @@ impl Owners {
     pub fn close(&mut self, ip: IpAddr, endpoint: &Endpoint, at: Timestamp) {
         let Some(known) = self.by_ip.get(&ip) else { return };
         let mut intervals = known.to_vec();
-        let Some(index) =
-            intervals.iter().position(|i| i.until.is_none() && i.endpoint.same_identity(endpoint))
+        let Some(index) = intervals.iter().position(|i| i.is_open() && i.endpoint.same_identity(endpoint))
         else {
             return;
         };
@@ -150,18 +168,17 @@ impl Owners {
             // It never was: replaced before the first event.
             intervals.remove(index);
         } else if let Some(interval) = intervals.get_mut(index) {
-            let until = at.max(interval.from);
-            interval.until = Some(until);
+            let until = at.max(interval.from).min(Timestamp(OPEN.0 - 1));
+            interval.until = until;
             self.note_end(until, ip);
         }
-        while intervals.iter().filter(|i| i.until.is_some()).count() > CLOSED_OF_ONE {
-            let oldest = intervals.iter().filter_map(|i| i.until).min();
+        while intervals.iter().filter(|i| !i.is_open()).count() > CLOSED_OF_ONE {
+            // An open one is the latest of all.
+            let Some(oldest) = intervals.iter().map(|i| i.until).min() else { break };
             let Some(index) = intervals.iter().position(|i| i.until == oldest) else { break };
-            let gone = intervals.remove(index);
+            intervals.remove(index);
             self.forgotten += 1;
-            if let Some(until) = gone.until {
-                self.forget_end(until, ip);
-            }
+            self.forget_end(oldest, ip);
         }
         self.store(ip, intervals);
         while self.closed > CLOSED_OF_ALL {
@@ -222,7 +239,7 @@ impl Owners {
         let count = self.ends.remove(&(until, ip)).unwrap_or(0);
         self.closed = self.closed.saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));
         if let Some(known) = self.by_ip.get(&ip) {
-            let left: Vec<_> = known.iter().filter(|i| i.until != Some(until)).cloned().collect();
+            let left: Vec<_> = known.iter().filter(|i| i.until != until).cloned().collect();
             self.store(ip, left);
         }
         count
