@@ -7,151 +7,47 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
-use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd as _;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
-use std::time::{Duration, Instant};
+mod node;
 
-use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::thread;
+use std::time::Instant;
+
 use serde_json::Value;
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, TYPE};
+
+use node::{Node, OBSERVES, PATIENCE, Process, flowlogd, until};
 
 const SERVICE: &str = "10.96.0.10";
 const SERVER: &str = "10.1.2.2";
 const FAILING: &str = "10.1.2.3";
 const OUTSIDE: &str = "198.51.100.7";
-static NODES: AtomicU32 = AtomicU32::new(0);
-const PATIENCE: Duration = Duration::from_secs(60);
 
-fn sh(command: &str) {
-    let out = Command::new("sh").args(["-ec", command]).output().unwrap();
-    assert!(out.status.success(), "{command}\n{}", String::from_utf8_lossy(&out.stderr));
+/// Client (c), node (n), server (s).
+fn make() -> Option<Node> {
+    if !node::can("DNS on a node", &["ip", "nft", "dnsmasq"]) {
+        return None;
+    }
+    let node = Node::new(1, "cs");
+    node.at('s').ip(&format!("addr add {FAILING}/24 dev eth0\naddr add {OUTSIDE}/32 dev lo"));
+    node.at('n').ip(&format!("route add {OUTSIDE}/32 via {SERVER}"));
+    node.track(&format!("ip daddr {SERVICE} udp dport 53 dnat ip to {SERVER};"));
+    Some(node)
 }
 
-fn missing() -> Option<String> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("not root; run the tests as root".to_owned());
-    }
-    let there = |tool: &str| {
-        Command::new("sh").args(["-c", &format!("PATH=$PATH:/usr/sbin:/sbin command -v {tool}")]).output()
-    };
-    [("ip", "iproute2"), ("nft", "nftables"), ("dnsmasq", "dnsmasq-base")]
-        .into_iter()
-        .find(|(tool, _)| !there(tool).is_ok_and(|out| out.status.success()))
-        .map(|(tool, package)| format!("no {tool}; install the package {package}"))
+/// Packet sockets of the node that are given packets.
+fn packet_sockets(node: &Node) -> usize {
+    // The thread's own view: /proc/net is that of the process's first thread.
+    let table = node.enter('n', || fs::read_to_string("/proc/thread-self/net/packet").unwrap());
+    table.lines().skip(1).filter(|line| line.split_whitespace().nth(5) == Some("1")).count()
 }
 
-struct Node(String);
-
-impl Node {
-    fn make() -> Option<Self> {
-        if let Some(why) = missing() {
-            eprintln!("SKIPPED DNS on a node: {why}");
-            return None;
-        }
-        let n = format!("fd{}x{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
-        let node = Self(n.clone());
-        sh(&format!(
-            "for x in c n s; do ip netns add {n}$x; ip -n {n}$x link set lo up; done
-             ip -n {n}n link add vc type veth peer name v0 netns {n}c
-             ip -n {n}n link add vs type veth peer name v0 netns {n}s
-             ip -n {n}n addr add 10.1.1.1/24 dev vc; ip -n {n}n addr add 10.1.2.1/24 dev vs
-             ip -n {n}c addr add 10.1.1.2/24 dev v0
-             ip -n {n}s addr add {SERVER}/24 dev v0; ip -n {n}s addr add {FAILING}/24 dev v0
-             ip -n {n}s addr add {OUTSIDE}/32 dev lo
-             ip -n {n}n link set vc up; ip -n {n}n link set vs up
-             ip -n {n}c link set v0 up; ip -n {n}s link set v0 up
-             ip -n {n}c route add default via 10.1.1.1; ip -n {n}s route add default via 10.1.2.1
-             ip -n {n}n route add {OUTSIDE}/32 via {SERVER}"
-        ));
-        node.enter('n', || fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
-        sh(&format!(
-            "ip netns exec {n}n nft -f - <<'END'
-table ip t {{
-  chain f {{ type filter hook forward priority 0; policy accept; ct state invalid drop; }}
-  chain d {{ type nat hook prerouting priority -100; ip daddr {SERVICE} udp dport 53 dnat to {SERVER}; }}
-}}
-END"
-        ));
-        Some(node)
-    }
-
-    /// Runs `f` in a thread inside the client's (c), the node's (n) or the server's (s) namespace.
-    fn enter<T: Send>(&self, place: char, f: impl FnOnce() -> T + Send) -> T {
-        let ns = File::open(format!("/run/netns/{}{place}", self.0)).unwrap();
-        thread::scope(|s| {
-            s.spawn(move || {
-                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-                rustix::thread::move_into_link_name_space(ns.as_fd(), kind).unwrap();
-                f()
-            })
-            .join()
-            .unwrap()
-        })
-    }
-
-    fn start(&self, place: char, program: &str, arguments: &[&str]) -> Running {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &format!("{}{place}", self.0), program]).args(arguments);
-        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        let (to, log) = channel();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        // Read to its end: a pipe that is full would stop the program.
-        thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| to.send(line)));
-        Running { child, log }
-    }
-
-    /// Packet sockets of the node that are given packets.
-    fn packet_sockets(&self) -> usize {
-        // The thread's own view: /proc/net is that of the process's first thread.
-        let table = self.enter('n', || fs::read_to_string("/proc/thread-self/net/packet").unwrap());
-        table.lines().skip(1).filter(|line| line.split_whitespace().nth(5) == Some("1")).count()
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        for place in ["c", "n", "s"] {
-            let _ = Command::new("ip").args(["netns", "del", &format!("{}{place}", self.0)]).output();
-        }
-    }
-}
-
-struct Running {
-    child: Child,
-    log: Receiver<String>,
-}
-
-impl Running {
-    /// Reads its log up to a line that has this text.
-    fn wait_for(&self, text: &str) {
-        let mut seen = Vec::new();
-        while !seen.last().is_some_and(|line: &String| line.contains(text)) {
-            match self.log.recv_timeout(PATIENCE) {
-                Ok(line) => seen.push(line),
-                Err(why) => panic!("{why} before {text:?}:\n{}", seen.join("\n")),
-            }
-        }
-    }
-
-    fn stop(mut self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}");
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn stop(agent: Process) {
+    let (status, _) = agent.stop();
+    assert!(status.success(), "{status}");
 }
 
 fn question(name: &str, kind: TYPE) -> Question<'_> {
@@ -185,15 +81,7 @@ fn lines(path: &Path) -> Vec<Value> {
 
 /// Until there are such lines.
 fn wait(path: &Path, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let lines = lines(path);
-        if enough(&lines) {
-            return lines;
-        }
-        assert!(Instant::now() < deadline, "{}: {lines:#?}", path.display());
-        thread::sleep(Duration::from_millis(50));
-    }
+    until(&format!("lines in {}", path.display()), || Some(lines(path)).filter(|lines| enough(lines)))
 }
 
 const CLUSTER: &str = r#"
@@ -219,11 +107,11 @@ items:
 "#;
 
 /// The packaged server, as soon as it answers.
-fn serve(node: &Node) -> Running {
+fn serve(node: &Node) -> Process {
     let dnsmasq = node.start(
         's',
         "dnsmasq",
-        &[
+        [
             "--keep-in-foreground",
             "--pid-file",
             "--log-facility=-",
@@ -240,13 +128,18 @@ fn serve(node: &Node) -> Running {
             "--cname=www.example.test,edge.example.test",
         ],
     );
-    dnsmasq.wait_for("started");
+    dnsmasq.told("started");
     dnsmasq
+}
+
+fn start(node: &Node, cluster: &str, settings: &[&str], more: &[&str]) -> Process {
+    let arguments = ["run", "--node", "node-1", "--source", "netlink", "--cluster", cluster];
+    node.at('n').start(flowlogd(arguments, settings).args(more))
 }
 
 #[test]
 fn a_node_that_asks_a_real_server() {
-    let Some(node) = Node::make() else { return };
+    let Some(node) = make() else { return };
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("cluster.yaml"), CLUSTER).unwrap();
@@ -257,38 +150,18 @@ fn a_node_that_asks_a_real_server() {
     let client = node.enter('c', || UdpSocket::bind("10.1.1.2:0").unwrap());
     client.set_read_timeout(Some(PATIENCE)).unwrap();
 
-    let run = |more: &[String]| {
-        let mut arguments: Vec<String> = [
-            "run",
-            "--node",
-            "node-1",
-            "--source",
-            "netlink",
-            "--cluster",
-            &path("cluster.yaml"),
-            "--set",
+    let run = |more: &[&str]| {
+        let settings = [
             &format!("flowLogsFileDirectory={}", path("flows")),
-            "--set",
             &format!("dnsLogsFileDirectory={}", path("dns")),
-            "--set",
             &format!("dnsCacheFile={}", path("run/cache")),
-            "--set",
             "flowLogsFlushInterval=1s",
-            "--set",
             "dnsLogsFlushInterval=1s",
-            "--set",
             &format!("dnsTrustedServers=k8s-service:kube-dns,{FAILING}"),
-        ]
-        .map(str::to_owned)
-        .into();
-        arguments.extend(more.iter().cloned());
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let agent = node.start('n', env!("CARGO_BIN_EXE_flowlogd"), &arguments);
-        agent.wait_for("flowlogd observes this node");
+        ];
+        let agent = start(&node, &path("cluster.yaml"), &[&settings, more].concat(), &[]);
+        agent.told(OBSERVES);
         agent
-    };
-    let set = |values: &[&str]| -> Vec<String> {
-        values.iter().flat_map(|value| ["--set".to_owned(), (*value).to_owned()]).collect()
     };
     let connect = || {
         let to: SocketAddr = format!("{OUTSIDE}:443").parse().unwrap();
@@ -301,21 +174,21 @@ fn a_node_that_asks_a_real_server() {
 
     // Off: no packet socket, no name, no file.
     let agent = run(&[]);
-    assert_eq!(node.packet_sockets(), 0);
+    assert_eq!(packet_sockets(&node), 0);
     assert_eq!(ask(&client, SERVICE, 1, "www.example.test", TYPE::A), RCODE::NoError);
     connect();
     let is_ours = |line: &Value| line["dest_port"] == 443 && line["reporter"] == "src";
     let flows = Path::new(&path("flows")).join("flows.log");
     wait(&flows, |lines| lines.iter().any(is_ours));
-    agent.stop();
+    stop(agent);
     assert!(lines(&flows).iter().all(|line| line["dest_domains"].is_null()));
     fs::remove_file(&flows).unwrap();
     let log = Path::new(&path("dns")).join("dns.log");
     assert!(!log.exists());
 
     // On: one socket, and everything is told.
-    let agent = run(&set(&["dnsLogsFileEnabled=true"]));
-    assert_eq!(node.packet_sockets(), 1);
+    let agent = run(&["dnsLogsFileEnabled=true"]);
+    assert_eq!(packet_sockets(&node), 1);
     for id in 2..5 {
         assert_eq!(ask(&client, SERVICE, id, "WWW.example.test", TYPE::A), RCODE::NoError);
     }
@@ -329,7 +202,7 @@ fn a_node_that_asks_a_real_server() {
     let told = wait(&log, |lines| count(lines) >= 6);
     connect();
     wait(&flows, |lines| lines.iter().any(is_ours));
-    agent.stop();
+    stop(agent);
     let flows_told = lines(&flows);
     let ours: Vec<&Value> = flows_told.iter().filter(|line| is_ours(line)).collect();
     assert!(!ours.is_empty());
@@ -371,10 +244,10 @@ fn a_node_that_asks_a_real_server() {
     let cache = fs::read_to_string(path("run/cache")).unwrap();
     assert!(cache.contains("www.example.test"), "{cache}");
     fs::remove_file(&flows).unwrap();
-    let agent = run(&set(&["flowLogsCollectDestDomains=true"]));
+    let agent = run(&["flowLogsCollectDestDomains=true"]);
     connect();
     let told = wait(&flows, |lines| lines.iter().any(is_ours));
-    agent.stop();
+    stop(agent);
     let line = told.iter().find(|line| is_ours(line)).unwrap();
     assert_eq!(line["dest_domains"], serde_json::json!(["www.example.test"]));
     drop(dnsmasq);
@@ -382,7 +255,7 @@ fn a_node_that_asks_a_real_server() {
 
 #[test]
 fn capture_goes_on_and_off_as_the_configuration_file_of_a_running_agent_says() {
-    let Some(node) = Node::make() else { return };
+    let Some(node) = make() else { return };
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("cluster.yaml"), CLUSTER).unwrap();
@@ -401,11 +274,7 @@ fn capture_goes_on_and_off_as_the_configuration_file_of_a_running_agent_says() {
         fs::rename(path("aside"), path("config.yaml")).unwrap();
     };
     let sockets = |wanted: usize| {
-        let deadline = Instant::now() + PATIENCE;
-        while node.packet_sockets() != wanted {
-            assert!(Instant::now() < deadline, "{} packet sockets, not {wanted}", node.packet_sockets());
-            thread::sleep(Duration::from_millis(20));
-        }
+        until(&format!("{wanted} packet sockets"), || (packet_sockets(&node) == wanted).then_some(()));
     };
     let dnsmasq = serve(&node);
     let client = node.enter('c', || UdpSocket::bind("10.1.1.2:0").unwrap());
@@ -414,19 +283,8 @@ fn capture_goes_on_and_off_as_the_configuration_file_of_a_running_agent_says() {
         assert_eq!(ask(&client, SERVICE, id, name, TYPE::A), RCODE::NameError);
     };
     configure(false, false, 1);
-    let arguments = [
-        "run",
-        "--node",
-        "node-1",
-        "--source",
-        "netlink",
-        "--cluster",
-        &path("cluster.yaml"),
-        "--config",
-        &path("config.yaml"),
-    ];
-    let agent = node.start('n', env!("CARGO_BIN_EXE_flowlogd"), &arguments);
-    agent.wait_for("flowlogd observes this node");
+    let agent = start(&node, &path("cluster.yaml"), &[], &["--config", &path("config.yaml")]);
+    agent.told(OBSERVES);
     let log = Path::new(&path("dns")).join("dns.log");
     let asked = |lines: &[Value]| -> Vec<String> {
         let names =
@@ -460,10 +318,10 @@ fn capture_goes_on_and_off_as_the_configuration_file_of_a_running_agent_says() {
     sockets(1);
     // Names alone: captured, and no line.
     configure(false, true, 0);
-    agent.wait_for("the DNS log is switched off");
+    agent.told("the DNS log is switched off");
     // In no line: the comparison at the end holds that.
     ask(200, "names.example.test");
-    assert_eq!(node.packet_sockets(), 1);
+    assert_eq!(packet_sockets(&node), 1);
     configure(false, false, 0);
     sockets(0);
     ask(400, "off-2.example.test");
@@ -472,7 +330,7 @@ fn capture_goes_on_and_off_as_the_configuration_file_of_a_running_agent_says() {
     ask(401, "on-2.example.test");
     told.push("on-2.example.test client-1".to_owned());
     wait(&log, |lines| asked(lines) == told);
-    agent.stop();
+    stop(agent);
     assert_eq!(asked(&lines(&log)), told);
     drop(dnsmasq);
 }

@@ -3,17 +3,17 @@
 //! Each test makes a node (client - router - server over veth, forwarding, an nft rule that uses `ct`, a DNATed
 //! service), drives bounded traffic through it, and compares what the source told, added up by the contract's
 //! rules, with what `conntrack -L` and `conntrack -E` print: byte for byte. Needs root, `ip`, `nft` and
-//! `conntrack`; where one is missing the tests say so and pass. Namespaces are removed at the end.
+//! `conntrack`; where one is missing the tests say so and pass.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+mod node;
+
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::Stdio;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,107 +24,29 @@ use flowlogd::source::accounting::{Accounting, ensure_accounting};
 use flowlogd::source::netlink::{NetlinkOptions, NetlinkSource, OpenError};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
 
-const CLIENT: [&str; 2] = ["10.1.1.2", "fd00:1::2"];
-const SERVER: [&str; 2] = ["10.1.2.2", "fd00:2::2"];
+use node::{Node, Process, program, until};
+
+const SERVER: [&str; 2] = ["10.1.2.2", "fd00:1:2::2"];
 const SERVICE: &str = "10.96.0.10";
 
-static NODES: AtomicU32 = AtomicU32::new(0);
-
-fn sh(command: &str) -> String {
-    let out = Command::new("sh").args(["-ec", command]).output().unwrap();
-    assert!(out.status.success(), "{command}\n{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
+/// Client (c), router (n), server (s).
+fn make() -> Option<Node> {
+    if !node::can("the netlink source against the kernel", &["ip", "nft", "conntrack"]) {
+        return None;
+    }
+    let node = Node::new(1, "cs");
+    node.at('c').set("net/ipv4/ping_group_range", "0 0");
+    node.track(&format!("ip daddr {SERVICE} tcp dport 80 dnat ip to {}:8080;", SERVER[0]));
+    Some(node)
 }
 
-/// What this machine lacks for these tests.
-fn missing() -> Option<String> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("not root".to_owned());
-    }
-    for (tool, args) in [("ip", "-V"), ("nft", "-v"), ("conntrack", "-V")] {
-        if !Command::new(tool).arg(args).output().is_ok_and(|o| o.status.success()) {
-            return Some(format!("no {tool}"));
-        }
-    }
-    fs::exists("/proc/sys/net/netfilter/nf_conntrack_max")
-        .is_ok_and(|there| !there)
-        .then(|| "no connection tracking in this kernel".to_owned())
+fn listing(node: &Node) -> Totals {
+    let both = "conntrack -L -f ipv4 2>/dev/null; conntrack -L -f ipv6 2>/dev/null";
+    parse_listing(node.at('n').sh(both).lines())
 }
 
-struct Node(String);
-
-impl Node {
-    fn make() -> Option<Self> {
-        if let Some(why) = missing() {
-            eprintln!("SKIPPED: the netlink source was not tested against the kernel: {why}");
-            return None;
-        }
-        let n = format!("fl{}x{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
-        let node = Self(n.clone());
-        let [c4, c6] = CLIENT;
-        let [s4, s6] = SERVER;
-        sh(&format!(
-            "for x in c n s; do ip netns add {n}$x; ip -n {n}$x link set lo up; done
-             ip -n {n}n link add vc type veth peer name v0 netns {n}c
-             ip -n {n}n link add vs type veth peer name v0 netns {n}s
-             ip -n {n}n addr add 10.1.1.1/24 dev vc; ip -n {n}n addr add fd00:1::1/64 dev vc nodad
-             ip -n {n}n addr add 10.1.2.1/24 dev vs; ip -n {n}n addr add fd00:2::1/64 dev vs nodad
-             ip -n {n}c addr add {c4}/24 dev v0; ip -n {n}c addr add {c6}/64 dev v0 nodad
-             ip -n {n}s addr add {s4}/24 dev v0; ip -n {n}s addr add {s6}/64 dev v0 nodad
-             ip -n {n}n link set vc up; ip -n {n}n link set vs up
-             ip -n {n}c link set v0 up; ip -n {n}s link set v0 up
-             ip -n {n}c route add default via 10.1.1.1; ip -n {n}c route add default via fd00:1::1
-             ip -n {n}s route add default via 10.1.2.1; ip -n {n}s route add default via fd00:2::1"
-        ));
-        node.enter('n', || {
-            fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
-            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
-        });
-        node.enter('c', || fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").unwrap());
-        sh(&format!(
-            "ip netns exec {n}n nft -f - <<'END'
-table inet t {{
-  chain f {{ type filter hook forward priority 0; policy accept; ct state invalid drop; }}
-  chain d {{ type nat hook prerouting priority -100; ip daddr {SERVICE} tcp dport 80 dnat ip to {s4}:8080; }}
-}}
-END"
-        ));
-        Some(node)
-    }
-
-    /// Runs `f` in a thread inside the client's (c), the router's (n) or the server's (s) namespace.
-    fn enter<T: Send>(&self, place: char, f: impl FnOnce() -> T + Send) -> T {
-        let ns = File::open(format!("/run/netns/{}{place}", self.0)).unwrap();
-        thread::scope(|s| {
-            s.spawn(move || {
-                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-                rustix::thread::move_into_link_name_space(ns.as_fd(), kind).unwrap();
-                f()
-            })
-            .join()
-            .unwrap()
-        })
-    }
-
-    fn listing(&self) -> Totals {
-        let n = &self.0;
-        let command = format!(
-            "ip netns exec {n}n conntrack -L -f ipv4 2>/dev/null; ip netns exec {n}n conntrack -L -f ipv6 2>/dev/null"
-        );
-        parse_listing(sh(&command).lines())
-    }
-
-    fn flush(&self) {
-        sh(&format!("ip netns exec {}n conntrack -F 2>/dev/null", self.0));
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        for place in ["c", "n", "s"] {
-            let _ = Command::new("ip").args(["netns", "del", &format!("{}{place}", self.0)]).output();
-        }
-    }
+fn flush(node: &Node) {
+    node.at('n').sh("conntrack -F 2>/dev/null");
 }
 
 /// Protocol, source, destination, ports, echo identifier.
@@ -204,36 +126,27 @@ impl Sums {
 }
 
 /// `conntrack -E` in the router, as the ground truth of final counters.
-struct Destroys(Child);
+struct Destroys(Process);
 
 impl Destroys {
     fn watch(node: &Node) -> Self {
-        let mut child = Command::new("ip")
-            .args(["netns", "exec", &format!("{}n", node.0), "conntrack", "-E", "-e", "DESTROY"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut conntrack = program("conntrack", ["-E", "-e", "DESTROY"]);
+        let conntrack = node.at('n').start(conntrack.stdout(Stdio::piped()));
         // It is subscribed once the kernel lists a socket of group DESTROY alone; before that it misses events.
-        let subscribed = (0..500).any(|_| {
-            thread::sleep(Duration::from_millis(10));
-            node.enter('n', || fs::read_to_string("/proc/thread-self/net/netlink").unwrap()).lines().any(
-                |l| {
-                    let mut f = l.split_whitespace().skip(1);
-                    f.next() == Some("12") && f.nth(1) == Some("00000004")
-                },
-            )
+        until("conntrack -E has subscribed", || {
+            let sockets = node.enter('n', || fs::read_to_string("/proc/thread-self/net/netlink").unwrap());
+            let of_destroys = |line: &str| {
+                let mut fields = line.split_whitespace().skip(1);
+                fields.next() == Some("12") && fields.nth(1) == Some("00000004")
+            };
+            sockets.lines().any(of_destroys).then_some(())
         });
-        if !subscribed {
-            child.kill().unwrap();
-            panic!("conntrack -E did not subscribe");
-        }
-        Self(child)
+        Self(conntrack)
     }
 
     /// The next `n` ends, or those that come before 20 seconds are over.
     fn collect(mut self, n: usize) -> Totals {
-        let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        let lines = BufReader::new(self.0.child.stdout.take().unwrap()).lines();
         let (tell, hear) = mpsc::channel();
         let reader = thread::spawn(move || {
             lines.map_while(Result::ok).take(n).all(|line| tell.send(parse_line(&line)).is_ok());
@@ -241,17 +154,9 @@ impl Destroys {
         let deadline = Instant::now() + Duration::from_secs(20);
         let left = || deadline.saturating_duration_since(Instant::now());
         let totals = std::iter::from_fn(|| hear.recv_timeout(left()).ok()).take(n).collect();
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
+        drop(self);
         reader.join().unwrap();
         totals
-    }
-}
-
-impl Drop for Destroys {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -342,10 +247,10 @@ fn settle(node: &Node, source: &mut NetlinkSource, sums: &mut Sums) -> Totals {
     let mut out = Vec::new();
     for _ in 0..100 {
         source.poll(Duration::from_millis(20), &mut out).unwrap();
-        let before = node.listing();
+        let before = listing(node);
         source.sweep(&mut out).unwrap();
         sums.take(&mut out);
-        if before == node.listing() {
+        if before == listing(node) {
             return before;
         }
     }
@@ -354,7 +259,7 @@ fn settle(node: &Node, source: &mut NetlinkSource, sums: &mut Sums) -> Totals {
 
 #[test]
 fn every_byte_is_what_conntrack_prints() {
-    let Some(node) = Node::make() else { return };
+    let Some(node) = make() else { return };
     let mut source = open(&node, 8 << 20);
     let (mut sums, mut out) = (Sums::default(), Vec::new());
     source.adopt(&mut out).unwrap();
@@ -389,8 +294,8 @@ fn every_byte_is_what_conntrack_prints() {
     // More on top of what was told, then everything ends.
     ping(&node, SERVER[0], 56, 1);
     let destroys = Destroys::watch(&node);
-    let before = node.listing();
-    node.flush();
+    let before = listing(&node);
+    flush(&node);
     let truth = destroys.collect(before.len());
     source.poll(Duration::from_secs(5), &mut out).unwrap();
     sums.take(&mut out);
@@ -403,14 +308,14 @@ fn every_byte_is_what_conntrack_prints() {
 
 #[test]
 fn short_connections_are_exact_without_a_sweep() {
-    let Some(node) = Node::make() else { return };
+    let Some(node) = make() else { return };
     let mut source = open(&node, 64 << 20);
     let (mut sums, mut out) = (Sums::default(), Vec::new());
     source.adopt(&mut out).unwrap();
     udp(&node, &format!("{}:9999", SERVER[0]), 500, 200);
     // `conntrack -E` itself overruns on so many ends at once: the table before them is the truth.
-    let truth = node.listing();
-    node.flush();
+    let truth = listing(&node);
+    flush(&node);
     source.poll(Duration::from_secs(5), &mut out).unwrap();
     sums.take(&mut out);
     assert_eq!(sums.exported, truth);
@@ -419,7 +324,7 @@ fn short_connections_are_exact_without_a_sweep() {
 
 #[test]
 fn an_overrun_is_counted_and_live_connections_stay_exact() {
-    let Some(node) = Node::make() else { return };
+    let Some(node) = make() else { return };
     let mut source = open(&node, 1);
     let (mut sums, mut out) = (Sums::default(), Vec::new());
     source.adopt(&mut out).unwrap();
@@ -439,7 +344,7 @@ fn an_overrun_is_counted_and_live_connections_stay_exact() {
     assert_eq!(losses.len(), 1, "{losses:?}");
 
     // 300 ends at once: most DESTROY events are lost, yet every connection ends on what was last known.
-    node.flush();
+    flush(&node);
     for _ in 0..100 {
         source.poll(Duration::from_millis(50), &mut out).unwrap();
         sums.take(&mut out);
@@ -455,11 +360,11 @@ fn an_overrun_is_counted_and_live_connections_stay_exact() {
 
 #[test]
 fn connections_older_than_the_source_are_adopted_and_their_end_is_noticed() {
-    let Some(node) = Node::make() else { return };
+    let Some(node) = make() else { return };
     node.enter('n', || assert!(!matches!(ensure_accounting(true), Accounting::Off { .. })));
     let to = format!("{}:9999", SERVER[0]);
     let clients = udp(&node, &to, 2, 400);
-    let before = node.listing();
+    let before = listing(&node);
     let mut source = open(&node, 8 << 20);
     let (mut sums, mut out) = (Sums::default(), Vec::new());
     source.adopt(&mut out).unwrap();
@@ -473,7 +378,7 @@ fn connections_older_than_the_source_are_adopted_and_their_end_is_noticed() {
     let grown: u64 = after.iter().map(|(k, c)| c.original.bytes - before[k].original.bytes).sum();
     assert_eq!(grown, 128);
     assert_eq!(sums.exported.values().map(|c| c.original.bytes).sum::<u64>(), 128);
-    node.flush();
+    flush(&node);
     for _ in 0..100 {
         source.poll(Duration::from_millis(100), &mut out).unwrap();
         sums.take(&mut out);
@@ -489,7 +394,7 @@ fn connections_older_than_the_source_are_adopted_and_their_end_is_noticed() {
 
 #[test]
 fn without_events_the_source_says_so() {
-    let Some(node) = Node::make() else { return };
+    let Some(node) = make() else { return };
     let error = node.enter('n', || {
         fs::write("/proc/sys/net/netfilter/nf_conntrack_events", "0").unwrap();
         NetlinkSource::open(&NetlinkOptions { receive_buffer_bytes: 1 << 20, ..NetlinkOptions::default() })

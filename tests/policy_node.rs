@@ -9,12 +9,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
-use std::fs::{self, File};
+mod node;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
-use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flowlogd::aggregate::{Level, Settings};
@@ -26,91 +24,41 @@ use flowlogd::source::NodeSources;
 use flowlogd::watch::{Decoded, DecodedRef, decode, decode_ref};
 use serde_json::{Value, json};
 
+use node::PATIENCE;
+
 const CLIENT: &str = "10.1.1.2";
 const SERVER: &str = "10.1.2.2";
-/// How long anything may take to be seen.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn sh(command: &str) -> String {
-    let out = Command::new("sh").args(["-ec", command]).output().unwrap();
-    assert!(out.status.success(), "{command}\n{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
-fn missing() -> Option<String> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("not root: run it as root".to_owned());
-    }
-    for (tool, args) in [("ip", "-V"), ("nft", "-v")] {
-        if !Command::new(tool).arg(args).output().is_ok_and(|out| out.status.success()) {
-            return Some(format!("no {tool}: install it"));
-        }
-    }
-    fs::exists("/proc/sys/net/netfilter/nf_conntrack_max")
-        .is_ok_and(|there| !there)
-        .then(|| "no connection tracking in this kernel: load nf_conntrack".to_owned())
-}
-
 /// Client (c), node (n), server (s).
-struct Node(String);
+struct Node(node::Node);
 
 impl Node {
     fn make() -> Option<Self> {
-        if let Some(why) = missing() {
-            eprintln!("SKIPPED: policy was not tested on a live node: {why}");
+        if !node::can("policy on a live node", &["ip", "nft"]) {
             return None;
         }
-        let n = format!("flp{}", std::process::id());
-        let node = Self(n.clone());
-        sh(&format!(
-            "for x in c n s; do ip netns add {n}$x; ip -n {n}$x link set lo up; done
-             ip -n {n}n link add vc type veth peer name v0 netns {n}c
-             ip -n {n}n link add vs type veth peer name v0 netns {n}s
-             ip -n {n}n addr add 10.1.1.1/24 dev vc; ip -n {n}n addr add 10.1.2.1/24 dev vs
-             ip -n {n}c addr add {CLIENT}/24 dev v0; ip -n {n}s addr add {SERVER}/24 dev v0
-             ip -n {n}n link set vc up; ip -n {n}n link set vs up
-             ip -n {n}c link set v0 up; ip -n {n}s link set v0 up
-             ip -n {n}c route add default via 10.1.1.1; ip -n {n}s route add default via 10.1.2.1"
-        ));
-        node.enter('n', || fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+        let node = node::Node::new(1, "cs");
         // What the network plugin makes of the NetworkPolicy `web`: port 80 from the client, nothing else to the server.
-        sh(&format!(
-            "ip netns exec {n}n nft -f - <<'END'
-table inet t {{
+        node.at('n').nft(&format!(
+            "table inet t {{
   chain f {{
     type filter hook forward priority 0; policy accept;
     ct state established,related accept
     ip daddr {SERVER} tcp dport {{ 80, 81 }} accept
     ip daddr {SERVER} drop
   }}
-}}
-END"
+}}"
         ));
-        Some(node)
-    }
-
-    fn enter<T: Send>(&self, place: char, f: impl FnOnce() -> T + Send) -> T {
-        let ns = File::open(format!("/run/netns/{}{place}", self.0)).unwrap();
-        thread::scope(|scope| {
-            scope
-                .spawn(move || {
-                    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-                    rustix::thread::move_into_link_name_space(ns.as_fd(), kind).unwrap();
-                    f()
-                })
-                .join()
-                .unwrap()
-        })
+        Some(Self(node))
     }
 
     fn listen(&self, port: u16) -> TcpListener {
-        self.enter('s', move || TcpListener::bind((SERVER, port)).unwrap())
+        self.0.enter('s', move || TcpListener::bind((SERVER, port)).unwrap())
     }
 
     /// A connection that has moved data both ways, and its two sockets.
     fn connect(&self, listener: &TcpListener) -> (TcpStream, TcpStream) {
         let address = listener.local_addr().unwrap();
-        let client = self.enter('c', move || TcpStream::connect(address).unwrap());
+        let client = self.0.enter('c', move || TcpStream::connect(address).unwrap());
         let (server, _) = listener.accept().unwrap();
         let mut pair = (client, server);
         say(&mut pair);
@@ -120,18 +68,10 @@ END"
     /// A connection that is never answered.
     fn try_connect(&self, port: u16) {
         let address: SocketAddr = format!("{SERVER}:{port}").parse().unwrap();
-        self.enter('c', move || {
+        self.0.enter('c', move || {
             let outcome = TcpStream::connect_timeout(&address, Duration::from_millis(300));
             assert_eq!(outcome.err().map(|error| error.kind()), Some(ErrorKind::TimedOut));
         });
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        for place in ["c", "n", "s"] {
-            let _ = Command::new("ip").args(["netns", "del", &format!("{}{place}", self.0)]).output();
-        }
     }
 }
 
@@ -161,7 +101,7 @@ impl Agent {
         for object in objects {
             apply(&mut world, object, Timestamp::MIN);
         }
-        let sources = node.enter('n', || NodeSources::open(&Config::default())).unwrap();
+        let sources = node.0.enter('n', || NodeSources::open(&Config::default())).unwrap();
         let settings =
             Settings { level_for_allowed: Level::None, level_for_denied: Level::None, ..Settings::default() };
         let pipeline = Pipeline::new(settings, Limits::default(), now());
