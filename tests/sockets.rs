@@ -2,31 +2,33 @@
 //!
 //! Each test makes a node (client - router - server over veth, a DNATed service), starts real processes in client and
 //! server, and compares what the agent in the router tells with what is known of them: process ids, names, arguments,
-//! and the tuples of the router's connections. Needs root, BTF, and the programs of [`PROGRAMS`]; where something is
-//! missing the tests say so and pass. Namespaces and processes are removed at the end.
+//! and the tuples of the router's connections. Needs root, BTF, and those programs; where something is missing the tests say
+//! so and pass.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
-#[path = "sockets/node.rs"]
 mod node;
+#[path = "sockets/recording.rs"]
+mod recording;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self};
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flowlogd::config::Config;
 use flowlogd::model::Observation;
 use flowlogd::source::NodeSources;
 use serde_json::Value;
 
-use node::{Node, PATIENCE, Process, Recording, args, at_end, of_kind};
+use node::{OBSERVES, flowlogd};
+use recording::{Node, Recording, args, at_end, of_kind};
 
 const DNS_CLIENT: &str = "
 import socket,sys
@@ -53,7 +55,7 @@ fn both_ends_of_every_kind_are_named_with_what_is_known_of_them() {
     let web_args =
         ["-m", "http.server", "--bind", "::", "--directory", folder.path().to_str().unwrap(), "8080"];
     // Older than the agent, and younger.
-    let web = node.start('s', "/usr/bin/python3", &web_args);
+    let web = node.start('s', "/usr/bin/python3", web_args);
     node.wait_listening('s', "127.0.0.1:8080");
     let recording = Recording::start(&node, &[], "");
     let dns_args = [
@@ -66,22 +68,22 @@ fn both_ends_of_every_kind_are_named_with_what_is_known_of_them() {
         "--pid-file",
         "--user=root",
     ];
-    let dns = node.start('s', "dnsmasq", &dns_args);
-    let bulk = node.start('s', "iperf3", &["-s", "-p", "5201"]);
-    let plain = node.start('s', "nc", &["-l", "-k", "7000"]);
+    let dns = node.start('s', "dnsmasq", dns_args);
+    let bulk = node.start('s', "iperf3", ["-s", "-p", "5201"]);
+    let plain = node.start('s', "nc", ["-l", "-k", "7000"]);
     node.wait_listening('s', &format!("{s4}:5201"));
     node.wait_listening('s', &format!("{s4}:7000"));
 
-    let curl = |url: &str| node.start('c', "curl", &["-s", "-g", "-o", "/dev/null", url]).finish();
+    let curl = |url: &str| node.start('c', "curl", ["-s", "-g", "-o", "/dev/null", url]).finish();
     let urls =
         [format!("http://{service_ip}/"), format!("http://{s4}:8080/"), format!("http://[{s6}]:8080/")];
     let [service, direct, six] = urls.each_ref().map(|url| curl(url));
-    let copy = node.start('c', "nc", &["-N", s4, "7000"]).finish();
-    let iperf = node.start('c', "iperf3", &["-c", s4, "-p", "5201", "-n", "1M"]).finish();
+    let copy = node.start('c', "nc", ["-N", s4, "7000"]).finish();
+    let iperf = node.start('c', "iperf3", ["-c", s4, "-p", "5201", "-n", "1M"]).finish();
     let script = folder.path().join("ask.py").display().to_string();
     fs::write(&script, DNS_CLIENT).unwrap();
     let ask = |to: &str, port: &str, how: &str| {
-        node.start('c', "/usr/bin/python3", &[&script, to, port, how]).finish()
+        node.start('c', "/usr/bin/python3", [&script, to, port, how]).finish()
     };
     let dns_service = ask(service_ip, "53", "connect");
     let dns_six = ask(s6, "5353", "send");
@@ -196,7 +198,7 @@ socket.create_connection((sys.argv[1],8080)).close()";
     let hostile = OsStr::from_bytes(b"x\xff\x07\xc3\xa9");
     let long = "y".repeat(4000);
     let parts = [OsStr::new("-c"), OsStr::new(rename), OsStr::new(s4), hostile, OsStr::new(&long)];
-    let pid = node.start_raw('c', "/usr/bin/python3", &parts).finish();
+    let pid = node.start('c', "/usr/bin/python3", parts).finish();
     let lines = recording.stop();
     let record = at_end(&node, &lines, "src", "tcp", s4, 8080);
     assert_eq!((&record["pid"], &record["name"]), (&pid.into(), &"a\\x1b[2J\\xff\\x0a".into()));
@@ -205,7 +207,7 @@ socket.create_connection((sys.argv[1],8080)).close()";
     assert!(told[4].starts_with("yyy") && told[4].ends_with("y...") && told[4].len() < 520);
 
     let recording = Recording::start(&node, &["flowLogsCollectProcessPath=true"], "");
-    node.start('c', "curl", &["-s", "-m", "2", &format!("http://{s4}:8080/")]).0.wait().unwrap();
+    node.start('c', "curl", ["-s", "-m", "2", &format!("http://{s4}:8080/")]).ended();
     let lines = recording.stop();
     let curl = Command::new("sh").args(["-c", "readlink -f $(command -v curl)"]).output().unwrap();
     let path = String::from_utf8(curl.stdout).unwrap();
@@ -267,7 +269,7 @@ fn churn_is_bounded_and_what_finds_no_room_is_counted() {
 fn the_daemon_switches_them_as_its_configuration_file_says() {
     let Some(node) = Node::make() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let (file, log) = (folder.path().join("config.yaml"), folder.path().join("log"));
+    let file = folder.path().join("config.yaml");
     let write = |on: bool| {
         let text = format!("flowLogsCollectProcessInfo: {on}\nflowLogsCollectTcpStats: {on}\n");
         // In one piece: what is read half is another configuration.
@@ -276,31 +278,17 @@ fn the_daemon_switches_them_as_its_configuration_file_says() {
         fs::rename(aside, &file).unwrap();
     };
     write(false);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_flowlogd"));
-    command.args(["run", "--source", "netlink", "--output", "stdout", "--log-level", "info"]);
-    command.args(["--set", "flowLogsFlushInterval=300ms", "--set", "flowLogsLiveEnabled=false"]);
-    command.arg("--config").arg(&file);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
-    let agent = Process(node.enter('n', || command.spawn().unwrap()));
-    let wait = |text: &str, times: usize| {
-        let until = Instant::now() + PATIENCE;
-        while fs::read_to_string(&log).unwrap().matches(text).count() < times {
-            assert!(
-                Instant::now() < until,
-                "not {times} times {text:?}: {}",
-                fs::read_to_string(&log).unwrap()
-            );
-            thread::sleep(Duration::from_millis(20));
-        }
-    };
-    wait("observes this node", 1);
+    let arguments = ["run", "--source", "netlink", "--output", "stdout", "--log-level", "info", "--config"];
+    let mut command = flowlogd(arguments, [""; 0]);
+    command.arg(&file).args(["--set", "flowLogsFlushInterval=300ms", "--set", "flowLogsLiveEnabled=false"]);
+    let agent = node.at('n').start(&mut command);
+    agent.told(OBSERVES);
     for times in [1, 2] {
         write(true);
-        wait("switched on", 2 * times);
+        agent.told_times("switched on", 2 * times);
         write(false);
-        wait("switched off", 2 * times);
+        agent.told_times("switched off", 2 * times);
     }
-    drop(agent);
 }
 
 #[test]
@@ -358,7 +346,7 @@ struct Container {
 }
 
 impl Container {
-    fn make(name: &str, uid: &str) -> Option<Self> {
+    fn make(uid: &str) -> Option<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let unified = mounts.lines().find_map(|line| {
             let (before, after) = line.split_once(" - ")?;
@@ -368,7 +356,7 @@ impl Container {
             eprintln!("SKIPPED pods on the host network: no unified cgroup hierarchy is mounted");
             return None;
         };
-        let top = Path::new(root).join(name);
+        let top = Path::new(root).join(format!("flowlogd-test-{}", std::process::id()));
         let own = top.join(format!("kubepods/burstable/pod{uid}/{}", "c0ffee".repeat(8)));
         if let Err(error) = fs::create_dir_all(&own) {
             eprintln!("SKIPPED pods on the host network: no cgroup can be made: {error}");
@@ -392,22 +380,21 @@ impl Drop for Container {
 fn a_pod_on_the_host_network_is_named_by_the_cgroup_of_its_process() {
     let Some(node) = Node::make() else { return };
     let uid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
-    let Some(container) = Container::make(&node.name, uid) else { return };
+    let Some(container) = Container::make(uid) else { return };
     let s4 = node.server[0].as_str();
     let router = s4.replace(".2.2", ".2.1");
-    let web = node.start('s', "nc", &["-l", "-k", "8080"]);
+    let web = node.start('s', "nc", ["-l", "-k", "8080"]);
     node.wait_listening('s', &format!("{s4}:8080"));
     let recording = Recording::start(&node, &[], "");
     let procs = container.own.join("cgroup.procs").display().to_string();
-    let inside =
-        |command: &str| node.start('n', "sh", &["-c", &format!("echo $$ > {procs}; exec {command}")]);
+    let inside = |command: &str| node.start('n', "sh", ["-c", &format!("echo $$ > {procs}; exec {command}")]);
     // It serves, and it asks: the second is gone at once.
     let exporter = inside("nc -l -k 9100");
     node.wait_listening('n', &format!("{router}:9100"));
-    node.start('c', "nc", &["-N", &router, "9100"]).finish();
+    node.start('c', "nc", ["-N", &router, "9100"]).finish();
     inside(&format!("nc -N {s4} 8080")).finish();
     // And one that is in no pod.
-    node.start('n', "nc", &["-N", s4, "8080"]).finish();
+    node.start('n', "nc", ["-N", s4, "8080"]).finish();
     let folder = tempfile::tempdir().unwrap();
     let cluster = folder.path().join("cluster.yaml");
     let objects = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [
@@ -444,12 +431,13 @@ fn a_pod_on_the_host_network_is_named_by_the_cgroup_of_its_process() {
     assert_eq!(names("src", "source", 8080), ["hep - n", "hep mon exporter-*"], "{told:#?}");
 }
 
-/// Listens, and lets two children accept: the parent never does.
+/// Listens, and lets two children accept: the parent never does. They end when it ends, however that is (PR_SET_PDEATHSIG).
 const PRE_FORK: &str = "
-import os,socket,sys
+import ctypes,os,socket,sys
 s=socket.create_server((sys.argv[1],8080))
 for _ in range(2):
     if os.fork()==0:
+        ctypes.CDLL(None).prctl(1,9)
         while True:
             c,_=s.accept(); c.sendall(str(os.getpid()).encode()); c.recv(1); c.close()
 os.wait()
@@ -460,7 +448,7 @@ fn a_connection_that_a_forked_child_accepts_is_named() {
     let Some(node) = Node::make() else { return };
     let s4 = node.server[0].as_str();
     let recording = Recording::start(&node, &[], "");
-    let server = node.start('s', "/usr/bin/python3", &["-c", PRE_FORK, s4]);
+    let server = node.start('s', "/usr/bin/python3", ["-c", PRE_FORK, s4]);
     node.wait_listening('s', &format!("{s4}:8080"));
     // Which child accepts is the kernel's choice; it says so itself.
     let accepted: Vec<(u16, u64)> = (0..6)
@@ -475,15 +463,10 @@ fn a_connection_that_a_forked_child_accepts_is_named() {
             (port, pid)
         })
         .collect();
-    let children: Vec<u64> = accepted.iter().map(|(_, pid)| *pid).collect();
-    let parent = server.pid();
+    let parent = u64::from(server.pid());
     drop(server);
     let lines = recording.stop();
-    for pid in &children {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
-    assert!(!children.contains(&parent));
+    assert!(accepted.iter().all(|(_, child)| *child != parent));
     for (port, pid) in accepted {
         let all = of_kind(&node, &lines, "process");
         let last =
