@@ -1,26 +1,27 @@
 //! What happens to the flow log when the world around the agent misbehaves.
 //!
-//! Each test starts the real binary on a node of its own (`faults/node.rs`), drives bounded traffic, does one thing that
-//! must not happen, and holds every line against what conntrack counted. Needs root, `ip`, `nft`, `conntrack`, `nsenter`
-//! and `unshare`; where one is missing the tests say so and pass. Faults of single parts are tested beside them: a torn
+//! Each test starts the real binary on a node of its own (`faults/agent.rs`), drives bounded traffic, does one thing that
+//! must not happen, and holds every line against what conntrack counted. Needs root, `ip`, `nft`, `conntrack` and
+//! `unshare`; where one is missing the tests say so and pass. Faults of single parts are tested beside them: a torn
 //! write at each byte, back-off, a full buffer (`sink`), an overrun (`netlink`), maps and rings that are full (`kernel`),
 //! an API server that goes and comes (`kube`), readers that never read (`sink/live_tests.rs`).
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+#[path = "faults/agent.rs"]
+mod agent;
 #[path = "faults/memory.rs"]
 mod memory;
-#[path = "faults/node.rs"]
 mod node;
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
-use node::{Agent, Node, Sums, Traffic, lines, sums_of, text, until};
+use agent::{Agent, Node, Sums, Traffic, lines, sums_of, text};
+use node::{Namespace, until};
 
 /// Many enough that a window is some hundred kilobytes: a kill may come in the middle of its write.
 const FLOWS: u32 = 400;
@@ -59,7 +60,8 @@ fn killed_at_any_moment_no_line_is_torn_and_nothing_is_told_twice() {
             until("the log grows", || {
                 (size(&node) >= if kill % 2 == 0 { from + 1 } else { beyond }).then_some(())
             });
-            std::mem::replace(&mut agent, Agent::spawn(&node, "", "exit 0")).kill();
+            // Killed by that.
+            drop(std::mem::replace(&mut agent, Agent::spawn(&node, "", "exit 0")));
             stop.store(true, Ordering::Relaxed);
         });
 
@@ -110,7 +112,7 @@ fn stopped_and_started_under_load_nothing_is_lost_and_nothing_told_twice() {
     agent.wrote(node.counted());
     let (status, log) = agent.stop();
     assert!(status.success(), "{log}");
-    assert_eq!(node::sums(&node.log_dir()), node.counted());
+    assert_eq!(agent::sums(&node.log_dir()), node.counted());
 }
 
 #[test]
@@ -155,7 +157,7 @@ fn whatever_others_do_to_directory_and_file_the_next_line_finds_its_place() {
     let (dir, aside) = (node.log_dir(), node.folder.path().join("aside"));
     let (log, precious) = (dir.join("flows.log"), node.folder.path().join("precious"));
     fs::write(&precious, "precious").unwrap();
-    let mut agent = Agent::start(&node, "");
+    let agent = Agent::start(&node, "");
     traffic.send(0..60, 50);
     agent.wrote(node.counted());
     // All is told at each fault: what it takes away is known, and the sum of what comes after it is exact.
@@ -199,7 +201,7 @@ fn a_shipper_that_never_reads_gets_coarser_lines_of_the_same_sums_until_it_reads
     let position = node.folder.path().join("flows.log.pos");
     let settings =
         format!("flowLogsDynamicAggregationEnabled=true flowLogsPositionFilePath={}", position.display());
-    let mut agent = Agent::start(&node, &settings);
+    let agent = Agent::start(&node, &settings);
     traffic.send(0..FLOWS, 50);
     agent.wrote(node.counted());
     // Fluentd's position file: the path, how far it came, the inode.
@@ -234,13 +236,13 @@ fn a_shipper_that_never_reads_gets_coarser_lines_of_the_same_sums_until_it_reads
 fn accounting_that_others_switch_off_is_told_and_not_fought_over() {
     let Some(node) = Node::make("the agent whose sysctl others set") else { return };
     let traffic = Traffic::new(&node);
-    let mut agent = Agent::start(&node, "");
+    let agent = Agent::start(&node, "");
     traffic.send(0..10, 50);
     let counted = node.counted();
     agent.wrote(counted);
     assert_eq!(metric(&node, "flowlogd_conntrack_accounting_off"), "0");
 
-    node.set("net/netfilter/nf_conntrack_acct", "0");
+    node.namespace.set("net/netfilter/nf_conntrack_acct", "0");
     agent.told("nf_conntrack_acct was set to 0");
     until("unready", || health(&node, "readiness").contains("nf_conntrack_acct is 0").then_some(()));
     assert_eq!(metric(&node, "flowlogd_conntrack_accounting_off"), "1");
@@ -250,11 +252,11 @@ fn accounting_that_others_switch_off_is_told_and_not_fought_over() {
     let still = Sums { original: (counted.original.0 * 2, counted.original.1 * 2), ..counted };
     agent.wrote(still);
     assert_eq!(
-        node.enter(|| fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_acct")).unwrap(),
+        node.namespace.enter(|| fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_acct")).unwrap(),
         "0\n"
     );
 
-    node.set("net/netfilter/nf_conntrack_acct", "1");
+    node.namespace.set("net/netfilter/nf_conntrack_acct", "1");
     agent.told("nf_conntrack_acct is 1 again");
     traffic.send(20..30, 50);
     agent.wrote(node.counted());
@@ -265,56 +267,26 @@ fn accounting_that_others_switch_off_is_told_and_not_fought_over() {
 #[test]
 fn a_thousand_namespaces_beside_it_cost_the_agent_nothing() {
     let Some(node) = Node::make("the agent beside a thousand namespaces") else { return };
-    let name = &node.name;
-    // A thousand of them without a process each: one that holds their files open.
-    let made = node.enter(|| {
-        (0..1000)
-            .map(|_| {
-                thread::spawn(|| {
-                    #[expect(
-                        deprecated,
-                        reason = "the other one is unsafe for the sake of files, which stay shared"
-                    )]
-                    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
-                    fs::File::open("/proc/thread-self/ns/net").unwrap()
-                })
-                .join()
-                .unwrap()
-            })
-            .collect::<Vec<_>>()
-    });
+    // Without a process each: one that holds their files open.
+    let made: Vec<Namespace> = (0..1000).map(|_| Namespace::new()).collect();
     assert_eq!(made.len(), 1000);
     let traffic = Traffic::new(&node);
-    let mut agent = Agent::start(&node, "");
+    let agent = Agent::start(&node, "");
     traffic.send(0..100, 50);
     agent.wrote(node.counted());
-    let peak = node::peak_bytes(agent.pid());
-    assert!(peak < 100 << 20, "{peak} bytes in {name}");
+    let peak = agent::peak_bytes(agent.pid());
+    assert!(peak < 100 << 20, "{peak} bytes");
     let open = fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count();
     assert!(open < 100, "{open} open files");
     assert!(agent.stop().0.success());
 }
 
-/// The answer of a port of the agent, headers and all.
-fn get(node: &Node, port: u16, path: &str) -> String {
-    node.enter(|| {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        write!(stream, "GET /{path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    })
-}
-
 fn health(node: &Node, path: &str) -> String {
-    get(node, 9097, path)
+    node.namespace.get(9097, path).unwrap()
 }
 
-/// The value of the metric of this name (with its labels, if it has some).
 fn metric(node: &Node, name: &str) -> String {
-    let answer = get(node, 9091, "metrics");
-    let value = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.unwrap_or_else(|| panic!("no {name}:\n{answer}")).to_owned()
+    node.namespace.metric(9091, name).unwrap_or_else(|| panic!("no {name}"))
 }
 
 /// Of this action, in all that was written.

@@ -8,7 +8,8 @@ use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use super::node::{self, Agent, Node, Traffic, until};
+use super::agent::{self, Agent, Node, Traffic};
+use super::node::until;
 use super::{health, metric, told};
 
 /// A cgroup of its own with a limit in it.
@@ -24,7 +25,8 @@ impl Cgroup {
         } else {
             (root.join(controller), v1)
         };
-        let group = Self(at.join(format!("flowlogd-{}", node.name)));
+        let unique = node.folder.path().file_name().unwrap().display();
+        let group = Self(at.join(format!("flowlogd{unique}")));
         fs::create_dir(&group.0)?;
         for (file, value) in files {
             fs::write(group.0.join(file), value)?;
@@ -68,7 +70,7 @@ fn with_64_megabytes_a_flood_of_flows_and_a_port_scan_kill_nothing_and_totals_ar
             format!("ulimit -d {}; exec \"$@\"", (64 << 20) / 1024)
         }
     };
-    let mut agent = Agent::start_with(&node, "flowLogsFlushInterval=1s", &shell);
+    let agent = Agent::start_with(&node, "flowLogsFlushInterval=1s", &shell);
     let log = agent.log();
     assert!(log.contains("tables are bounded") && log.contains("bytes=67108864"), "{log}");
 
@@ -88,8 +90,8 @@ fn with_64_megabytes_a_flood_of_flows_and_a_port_scan_kill_nothing_and_totals_ar
     });
     assert_eq!(seen.0 + seen.1, denied, "told, lost: {seen:?}");
     assert!(metric(&node, "flowlogd_window_overflow_flows_total").parse::<u64>().unwrap() > 1000);
-    assert!(node::text(&node.log_dir()).contains("\"source_name_aggr\":\"*\""));
-    let peak = node::peak_bytes(agent.pid());
+    assert!(agent::text(&node.log_dir()).contains("\"source_name_aggr\":\"*\""));
+    let peak = agent::peak_bytes(agent.pid());
     eprintln!("64 MB: peak {} kB, {denied} denied: {seen:?}", peak >> 10);
     let (status, log) = agent.stop();
     assert!(status.success(), "{status}: {log}");
@@ -97,14 +99,14 @@ fn with_64_megabytes_a_flood_of_flows_and_a_port_scan_kill_nothing_and_totals_ar
 
 /// Packets that the kernel's table of drops had no room for.
 fn lost(node: &Node) -> u64 {
-    let answer = super::get(node, 9091, "metrics");
+    let answer = node.namespace.get(9091, "metrics").unwrap();
     let drops = answer.lines().filter(|line| line.starts_with("flowlogd_lost_events_total{stage=\"drops"));
     drops.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
 }
 
 /// One datagram to each port of an address that is denied. How many that are.
 fn scan(scanner: &UdpSocket) -> u64 {
-    (1..=u16::MAX).map(|port| node::send_denied(scanner, b"scan", port)).count() as u64
+    (1..=u16::MAX).map(|port| agent::send_denied(scanner, b"scan", port)).count() as u64
 }
 
 #[test]
@@ -125,7 +127,7 @@ fn with_a_twentieth_of_a_cpu_it_is_late_and_exact() {
             return;
         }
     };
-    let mut agent = Agent::start(&node, "flowLogsFlushInterval=1s");
+    let agent = Agent::start(&node, "flowLogsFlushInterval=1s");
     // Only from here on: the start of a program that is not optimized takes some seconds of a whole CPU.
     fs::write(group.0.join("cgroup.procs"), agent.pid().to_string()).unwrap();
     let traffic = Traffic::new(&node);
@@ -143,9 +145,9 @@ fn with_a_twentieth_of_a_cpu_it_is_late_and_exact() {
 fn a_flood_of_syns_to_a_denied_port_is_counted_to_the_last_packet() {
     const SYNS: u32 = 100_000;
     let Some(node) = Node::make("the agent under a flood of SYNs") else { return };
-    let mut agent = Agent::start(&node, "flowLogsFileAggregationKindForDenied=1");
+    let agent = Agent::start(&node, "flowLogsFileAggregationKindForDenied=1");
     // Each with a port and an address of its own: as many tuples as packets, one record.
-    node.enter(|| {
+    node.namespace.enter(|| {
         let raw = rustix::net::socket(
             rustix::net::AddressFamily::INET,
             rustix::net::SocketType::RAW,
@@ -158,7 +160,7 @@ fn a_flood_of_syns_to_a_denied_port_is_counted_to_the_last_packet() {
             syn[2..4].copy_from_slice(&443_u16.to_be_bytes());
             syn[4..8].copy_from_slice(&n.to_be_bytes());
             (syn[12], syn[13], syn[14]) = (5 << 4, 2, 0xff);
-            node::send_denied(&raw, &syn, 0);
+            agent::send_denied(&raw, &syn, 0);
         }
     });
     let mut seen = (0, 0);
@@ -167,13 +169,13 @@ fn a_flood_of_syns_to_a_denied_port_is_counted_to_the_last_packet() {
         (seen.0 + seen.1 >= u64::from(SYNS)).then_some(())
     });
     assert_eq!(seen.0 + seen.1, u64::from(SYNS), "told, lost: {seen:?}");
-    let lines = node::lines(&node::text(&node.log_dir()));
+    let lines = agent::lines(&agent::text(&node.log_dir()));
     let deny = lines.iter().filter(|line| line["action"] == "deny");
     assert!(deny.clone().all(|line| line["dest_port"] == 443 && line["source_port"].is_null()), "{lines:#?}");
     eprintln!(
         "{SYNS} SYNs: {seen:?} in {} lines, peak {} kB",
         deny.count(),
-        node::peak_bytes(agent.pid()) >> 10
+        agent::peak_bytes(agent.pid()) >> 10
     );
     agent.told("observes");
     assert!(agent.stop().0.success());

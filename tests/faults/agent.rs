@@ -2,66 +2,24 @@
 //!
 //! In: a label, settings of the agent, how much traffic. Out: what the agent wrote, and what conntrack counted. One
 //! network namespace is the whole node: client and server talk over its loopback, on addresses of 127.0.0.0/8, so that
-//! a flow costs one datagram. Nothing expires while a test runs: conntrack's own table is the truth at its end. Waiting
-//! is for a condition; the patience is only what ends a test that would hang. Namespace, processes and files go with
-//! their values.
+//! a flow costs one datagram. Nothing expires while a test runs: conntrack's own table is the truth at its end.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::ffi::OsStr;
+use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::ExitStatus;
 
 use serde_json::Value;
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-static NODES: AtomicU32 = AtomicU32::new(0);
+use crate::node::{self, Namespace, OBSERVES, Process, flowlogd, program, until};
 
 /// Where the server listens.
 pub const PORT: u16 = 5000;
 /// Where a filter lets nothing go: the kernel says EPERM to who sends, and no connection is confirmed.
 pub const DENIED: Ipv4Addr = Ipv4Addr::new(127, 9, 9, 9);
-
-pub fn sh(command: &str) -> String {
-    let out = Command::new("sh").args(["-ec", command]).output().unwrap();
-    assert!(out.status.success(), "{command}\n{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
-/// What this machine lacks for these tests.
-fn missing() -> Option<String> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("needs root".to_owned());
-    }
-    for (tool, version) in
-        [("ip", "-V"), ("nft", "-v"), ("conntrack", "-V"), ("nsenter", "-V"), ("unshare", "-V")]
-    {
-        if !Command::new(tool).arg(version).output().is_ok_and(|out| out.status.success()) {
-            return Some(format!("needs {tool}"));
-        }
-    }
-    let tracks = fs::exists("/proc/sys/net/netfilter/nf_conntrack_max").unwrap_or(false);
-    (!tracks).then(|| "needs a kernel with connection tracking (modprobe nf_conntrack)".to_owned())
-}
-
-/// The first value that `look` gives.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "{what} did not happen in {PATIENCE:?}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// Packets and bytes, of the original direction and of the reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd)]
@@ -71,61 +29,33 @@ pub struct Sums {
 }
 
 pub struct Node {
-    pub name: String,
+    pub namespace: Namespace,
     pub folder: tempfile::TempDir,
 }
 
 impl Node {
     /// `None`: this machine cannot; said already.
     pub fn make(what: &str) -> Option<Self> {
-        if let Some(why) = missing() {
-            eprintln!("SKIPPED {what}: {why}");
+        if !node::can(what, &["ip", "nft", "conntrack", "unshare"]) {
             return None;
         }
-        let name = format!("flf{}x{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
-        sh(&format!("ip netns add {name}; ip -n {name} link set lo up"));
-        let node = Self { name, folder: tempfile::tempdir().unwrap() };
-        node.inside(&format!(
-            "nft -f - <<'END'
-table inet t {{
+        let namespace = Namespace::new();
+        namespace.ip("link set lo up");
+        namespace.nft(&format!(
+            "table inet t {{
   chain i {{ type filter hook input priority 0; policy accept; ct state invalid drop; }}
   chain o {{ type filter hook output priority 0; policy accept; ip daddr {DENIED} drop; }}
-}}
-END"
+}}"
         ));
         // Traffic may come before the agent does; and nothing may expire under a slow machine.
-        node.set("net/netfilter/nf_conntrack_acct", "1");
-        node.set("net/netfilter/nf_conntrack_udp_timeout", "3600");
-        node.set("net/netfilter/nf_conntrack_udp_timeout_stream", "3600");
-        Some(node)
-    }
-
-    pub fn inside(&self, command: &str) -> String {
-        sh(&format!(
-            "exec nsenter --net=/run/netns/{} sh -ec \"$(cat <<'OUTER'\n{command}\nOUTER\n)\"",
-            self.name
-        ))
-    }
-
-    pub fn set(&self, sysctl: &str, value: &str) {
-        self.enter(|| fs::write(format!("/proc/sys/{sysctl}"), value)).unwrap();
-    }
-
-    /// Runs `work` in a thread inside the node's network namespace.
-    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(format!("/run/netns/{}", self.name)).unwrap();
-        thread::scope(|scope| {
-            let inside = scope.spawn(move || {
-                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-                rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).unwrap();
-                work()
-            });
-            inside.join().unwrap()
-        })
+        namespace.set("net/netfilter/nf_conntrack_acct", "1");
+        namespace.set("net/netfilter/nf_conntrack_udp_timeout", "3600");
+        namespace.set("net/netfilter/nf_conntrack_udp_timeout_stream", "3600");
+        Some(Self { namespace, folder: tempfile::tempdir().unwrap() })
     }
 
     pub fn socket(&self) -> UdpSocket {
-        self.enter(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))).unwrap()
+        self.namespace.enter(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))).unwrap()
     }
 
     pub fn log_dir(&self) -> PathBuf {
@@ -134,7 +64,7 @@ END"
 
     /// What conntrack counted of everything to the server.
     pub fn counted(&self) -> Sums {
-        let text = self.inside(&format!("conntrack -L -p udp --dport {PORT} 2>/dev/null"));
+        let text = self.namespace.sh(&format!("conntrack -L -p udp --dport {PORT} 2>/dev/null"));
         let mut sums = Sums::default();
         for line in text.lines() {
             let mut numbers = line.split_whitespace().filter_map(|word| {
@@ -147,12 +77,6 @@ END"
             }
         }
         sums
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
     }
 }
 
@@ -170,7 +94,7 @@ pub struct Traffic {
 
 impl Traffic {
     pub fn new(node: &Node) -> Self {
-        let server = node.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))).unwrap();
+        let server = node.namespace.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))).unwrap();
         Self { client: node.socket(), _server: server }
     }
 
@@ -185,8 +109,7 @@ impl Traffic {
 }
 
 pub struct Agent {
-    child: Child,
-    log: PathBuf,
+    process: Process,
     /// Where its files are for us.
     pub dir: PathBuf,
 }
@@ -202,57 +125,44 @@ impl Agent {
     }
 
     /// `shell` runs in the node's network namespace and ends with the agent itself, `"$@"`.
+    /// `shell` runs in the node's network namespace and ends with the agent itself, `"$@"`.
     pub fn start_with(node: &Node, settings: &str, shell: &str) -> Self {
-        let mut agent = Self::spawn(node, settings, shell);
-        agent.told("flowlogd observes this node");
+        let agent = Self::spawn(node, settings, shell);
+        agent.told(OBSERVES);
         agent
     }
 
     pub fn spawn(node: &Node, settings: &str, shell: &str) -> Self {
         let own = format!("flowLogsFileDirectory={}", node.log_dir().display());
         let all = BASE.split_whitespace().chain(settings.split_whitespace()).chain([own.as_str()]);
-        let arguments: Vec<OsString> = all.flat_map(|setting| ["--set".into(), setting.into()]).collect();
-        Self::launch(node, shell, &arguments)
+        Self::launch(node, shell, all, &[])
     }
 
-    /// With these arguments and nothing beside them.
-    pub fn launch(node: &Node, shell: &str, arguments: &[OsString]) -> Self {
-        static STARTS: AtomicU32 = AtomicU32::new(0);
-        let log = node.folder.path().join(format!("stderr.{}", STARTS.fetch_add(1, Ordering::Relaxed)));
-        let dir = node.log_dir();
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", node.name)).args(["sh", "-ec", shell, "sh"]);
-        command.arg(env!("CARGO_BIN_EXE_flowlogd")).args(["run", "--source", "netlink"]);
-        command.args(arguments);
-        let err = File::create(&log).unwrap();
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(err)
-            .env("NO_COLOR", "1")
-            .spawn()
-            .unwrap();
-        Self { child, log, dir }
+    /// With these settings and arguments, and nothing beside them.
+    pub fn launch<'a>(
+        node: &Node,
+        shell: &str,
+        settings: impl IntoIterator<Item = &'a str>,
+        arguments: &[&OsStr],
+    ) -> Self {
+        let mut agent = flowlogd(["run", "--source", "netlink"], settings);
+        agent.args(arguments);
+        let mut command = program("sh", ["-ec", shell, "sh"]);
+        command.arg(agent.get_program()).args(agent.get_args());
+        Self { process: node.namespace.start(&mut command), dir: node.log_dir() }
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
+        self.process.log()
     }
 
     /// Waits until its log has this.
-    pub fn told(&mut self, text: &str) {
-        until(text, || {
-            let log = self.log();
-            if log.contains(text) {
-                return Some(());
-            }
-            assert!(matches!(self.child.try_wait(), Ok(None)), "the agent ended before {text:?}:\n{log}");
-            None
-        });
+    pub fn told(&self, text: &str) {
+        self.process.told(text);
     }
 
     pub fn sums(&self) -> Sums {
@@ -260,37 +170,19 @@ impl Agent {
     }
 
     /// Waits until what it has written adds up to this.
-    pub fn wrote(&mut self, wanted: Sums) {
-        let mut last = Sums::default();
+    pub fn wrote(&self, wanted: Sums) {
         until(&format!("{wanted:?} written"), || {
-            last = self.sums();
-            assert!(matches!(self.child.try_wait(), Ok(None)), "the agent ended:\n{}", self.log());
-            assert!(last.original <= wanted.original, "{last:?} beyond {wanted:?}\n{}", self.log());
+            let runs = self.process.is_running();
+            let last = self.sums();
+            assert!(runs, "the agent ended");
+            assert!(last.original <= wanted.original, "{last:?} beyond {wanted:?}");
             (last == wanted).then_some(())
         });
     }
 
-    pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
     /// SIGTERM and its end.
-    pub fn stop(mut self) -> (ExitStatus, String) {
-        rustix::process::kill_process(
-            rustix::process::Pid::from_child(&self.child),
-            rustix::process::Signal::TERM,
-        )
-        .unwrap();
-        let status = until("the agent's end", || self.child.try_wait().unwrap());
-        (status, self.log())
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    pub fn stop(self) -> (ExitStatus, String) {
+        self.process.stop()
     }
 }
 
