@@ -6,6 +6,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+#[path = "node/apiserver.rs"]
+mod apiserver;
+mod node;
 #[path = "kube/real.rs"]
 mod real;
 #[path = "kube/scripted.rs"]
