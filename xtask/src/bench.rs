@@ -20,6 +20,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, bail};
 
+use crate::workspace::cargo;
+
 /// Live connections that the bench of a whole node is run with, each in a process of its own.
 const LIVE: [&str; 3] = ["10000", "100000", "1000000"];
 
@@ -51,36 +53,36 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     let filter = arguments.filter.as_deref();
     if arguments.quick {
-        let mut path = cargo("test", "path");
+        let mut path = bench("test", "path");
         path.args(["--"].into_iter().chain(filter));
         let mut works = path.status()?.success();
         for whole in ["node", "sockets", "cluster"] {
-            works = works && (filter.is_some() || cargo("test", whole).status()?.success());
+            works = works && (filter.is_some() || bench("test", whole).status()?.success());
         }
         return Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     if filter.is_none() {
         for live in LIVE {
-            if !cargo("bench", "node").args(["--", live]).status()?.success() {
+            if !bench("bench", "node").args(["--", live]).status()?.success() {
                 return Ok(ExitCode::FAILURE);
             }
             println!();
         }
         for whole in ["sockets", "cluster"] {
-            if !cargo("bench", whole).status()?.success() {
+            if !bench("bench", whole).status()?.success() {
                 return Ok(ExitCode::FAILURE);
             }
             println!();
         }
     }
-    let mut path = cargo("bench", "path");
+    let mut path = bench("bench", "path");
     path.args(["--"].into_iter().chain(filter)).stdout(Stdio::piped());
     summarize(path.spawn().context("cannot run cargo")?)
 }
 
 /// One bench target of the agent package.
-fn cargo(verb: &str, target: &str) -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+fn bench(verb: &str, target: &str) -> Command {
+    let mut cargo = cargo();
     cargo.args([verb, "--quiet", "--package", "flowlogd", "--bench", target]);
     cargo
 }

@@ -6,10 +6,11 @@
 //! say; each comes from one function of the library.
 
 use std::fs;
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+
+use crate::workspace::root;
 
 const CRD: &str = "deploy/base/flowlogconfigurations.flowlogd.dev.yaml";
 
@@ -71,7 +72,7 @@ fn metrics() -> String {
 
 /// Writes a tracked file if it is not what the code gives, or only says so; false if it stays stale.
 pub fn settle(name: &str, content: &str, check: bool) -> anyhow::Result<bool> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+    let path = root().join(name);
     // A file that cannot be read is one that has to be written, and writing tells why it cannot be.
     if fs::read_to_string(&path).is_ok_and(|tracked| tracked == content) {
         println!("{name}: up to date");

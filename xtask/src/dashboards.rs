@@ -13,17 +13,18 @@ pub mod logsql;
 mod rules;
 
 use std::fs;
-use std::path::Path;
 
 use anyhow::Context as _;
 
 use description::Description;
 
+use crate::workspace::root;
+
 const FOLDER: &str = "deploy/dashboards";
 
 /// The description, checked.
 pub fn read() -> anyhow::Result<Description> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(FOLDER).join("description.yaml");
+    let path = root().join(FOLDER).join("description.yaml");
     let text = fs::read_to_string(&path).context("cannot read deploy/dashboards/description.yaml")?;
     let description: Description =
         serde_saphyr::from_str(&text).context("deploy/dashboards/description.yaml")?;

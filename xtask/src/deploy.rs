@@ -21,6 +21,7 @@ use anyhow::ensure;
 
 use crate::codegen::settle;
 use crate::netns::tool;
+use crate::workspace::root;
 use crate::{apiserver, netns, packages, python};
 
 #[derive(clap::Args)]
@@ -60,7 +61,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
     let helm = python::program(python::HELM)?;
     netns::run(
-        Command::new(&helm).args(["lint", "--strict", "--quiet"]).arg(render::root().join(render::CHART)),
+        Command::new(&helm).args(["lint", "--strict", "--quiet"]).arg(root().join(render::CHART)),
         None,
     )?;
     println!("helm lint: good");
@@ -69,7 +70,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     println!("collectors and the rights that each takes: {} renderings", collected::check()?);
 
     packages::install_missing(&packages::STORES, packages::rsyslog_elasticsearch().as_slice())?;
-    let at = |name: &str| render::root().join("deploy").join(name);
+    let at = |name: &str| root().join("deploy").join(name);
     netns::run(tool("promtool").args(["check", "rules"]).arg(at("dashboards/alerts.yaml")), None)?;
     netns::run(tool("promtool").args(["test", "rules"]).arg(at("dashboards/alerts.test.yaml")), None)?;
     println!("alert rules: good, and each fires on what it is for");
@@ -108,7 +109,7 @@ mod tests {
     #[test]
     fn one_version_everywhere() {
         let version = env!("CARGO_PKG_VERSION");
-        let read = |name: &str| fs::read_to_string(render::root().join(name)).unwrap();
+        let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
         let chart: Value = serde_saphyr::from_str(&read("deploy/helm/flowlogd/Chart.yaml")).unwrap();
         assert_eq!((chart["version"].as_str(), chart["appVersion"].as_str()), (Some(version), Some(version)));
         let base: Value = serde_saphyr::from_str(&read("deploy/base/kustomization.yaml")).unwrap();

@@ -11,6 +11,8 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::workspace::root;
+
 /// What a caller takes as "skipped", to be said loudly.
 pub const TOOLS_MISSING: u8 = 3;
 
@@ -32,7 +34,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             return Ok(ExitCode::from(TOOLS_MISSING));
         }
     };
-    let root = workspace_root()?;
+    let root = root();
     let objects = root.join("agent-ebpf/objects");
     let record = objects.join("toolchain.txt");
     if !arguments.check {
@@ -71,12 +73,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn workspace_root() -> Result<PathBuf> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let root = here.parent().context("xtask has no parent folder")?;
-    root.canonicalize().with_context(|| format!("find {}", root.display()))
 }
 
 struct Tools {

@@ -12,6 +12,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::supply;
+use crate::workspace::{cargo, root};
 
 const FUZZ: &str = "cargo-fuzz";
 const FUZZ_VERSION: &str = "0.13.2";
@@ -30,8 +31,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let root =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().context("find the workspace")?;
+    let root = root();
     let seeds = root.join("agent/fuzz/corpus");
     let known = targets(&seeds)?;
     for target in &arguments.targets {
@@ -78,7 +78,7 @@ fn targets(seeds: &Path) -> Result<Vec<String>> {
 }
 
 fn cargo_fuzz(root: &Path, verb: &str) -> Command {
-    let mut fuzz = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut fuzz = cargo();
     fuzz.current_dir(root.join("agent")).args(["fuzz", verb, "--sanitizer", "none", "--target-dir"]);
     fuzz.arg(root.join("target/fuzz/build"));
     fuzz

@@ -23,6 +23,7 @@ mod supply;
 mod test;
 mod usage;
 mod vm;
+mod workspace;
 
 use std::process::ExitCode;
 

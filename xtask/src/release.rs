@@ -12,6 +12,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::supply::install;
+use crate::workspace::{cargo, root};
 
 const BILL: &str = "cargo-cyclonedx";
 const BILL_VERSION: &str = "0.5.9";
@@ -27,7 +28,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    let root = root();
     let dist = root.join("target/dist");
     fs::create_dir_all(&dist)?;
     let built = build(&root, &root.join("target/release-static"))?;
@@ -60,7 +61,7 @@ fn build(tree: &Path, objects: &Path) -> Result<PathBuf> {
     if let Some(home) = home {
         flags += &format!(" --remap-path-prefix={}=/cargo", home.display());
     }
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let status = cargo()
         .args([
             "build",
             "--release",
@@ -118,7 +119,7 @@ fn export(root: &Path, into: &Path) -> Result<()> {
 
 fn bill_of_materials(root: &Path, dist: &Path) -> Result<()> {
     install(BILL, BILL_VERSION)?;
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let status = cargo()
         .args([
             "cyclonedx",
             "--format",
@@ -129,7 +130,6 @@ fn bill_of_materials(root: &Path, dist: &Path) -> Result<()> {
             "--manifest-path",
             "agent/Cargo.toml",
         ])
-        .current_dir(root)
         .status()?;
     ensure!(status.success(), "cargo cyclonedx failed");
     // It writes beside each package's manifest.

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
@@ -34,7 +34,7 @@ struct Source {
 }
 
 fn agent() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/src")
+    crate::workspace::root().join("agent/src")
 }
 
 fn sources() -> Vec<Source> {

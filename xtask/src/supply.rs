@@ -5,10 +5,11 @@
 //! vulnerabilities, for which cargo-deny fetches a database from the network. What always holds: cargo-deny is installed
 //! where it is missing, at the version that is named here, and never in silence.
 
-use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+
+use crate::workspace::{cargo, root};
 
 const DENY: &str = "cargo-deny";
 const DENY_VERSION: &str = "0.20.2";
@@ -44,7 +45,7 @@ fn package() -> Result<()> {
     pack.args(["package", "--package", "flowlogd-ebpf", "--package", "flowlogd", "--no-verify", "--locked"]);
     ensure!(pack.args(["--allow-dirty", "--quiet"]).status()?.success(), "cargo package: see above");
     let folder = tempfile::Builder::new().prefix("flowlogd-packages-").tempdir()?;
-    let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/package");
+    let packed = root().join("target/package");
     let version = env!("CARGO_PKG_VERSION");
     for name in ["flowlogd-ebpf", "flowlogd"] {
         let archive = packed.join(format!("{name}-{version}.crate"));
@@ -62,12 +63,6 @@ fn package() -> Result<()> {
     check.env("CARGO_TARGET_DIR", packed.join(".."));
     ensure!(check.status()?.success(), "the agent cannot be built from its package alone");
     Ok(())
-}
-
-fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    cargo
 }
 
 /// A cargo subcommand of other people, at this version or any that is there.

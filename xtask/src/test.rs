@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::packages;
+use crate::workspace::cargo;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -148,10 +149,6 @@ impl Report {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 fn outcome(status: std::process::ExitStatus, what: &str) -> Outcome {

@@ -27,6 +27,8 @@ use anyhow::{Context, Result, bail};
 
 use architecture::Architecture;
 
+use crate::workspace::root;
+
 /// What `cargo xtask vm` may be told.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -80,7 +82,7 @@ struct Row {
 /// # Errors
 /// When the rig itself cannot be put together.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let root = workspace_root()?;
+    let root = root();
     let out = root.join("target/vm");
     std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let cache = cache_folder(&root)?;
@@ -251,11 +253,6 @@ impl Row {
 
 fn default_jobs() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(2)
-}
-
-fn workspace_root() -> Result<PathBuf> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().map(Path::to_path_buf).context("xtask's manifest has no parent folder")
 }
 
 /// Kernels are large and the same for every clone: they stay in the user's cache when there is one.

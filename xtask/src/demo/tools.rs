@@ -3,13 +3,13 @@
 //! In: nothing. Out: an error that says what to do, or a machine on which the demo can run, and the path of `flowlogd`.
 //! Not here: how packages are installed (`packages.rs`).
 
-use std::env;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
 
 use crate::packages;
+use crate::workspace::cargo;
 
 /// # Errors
 /// Not root, or tools that are missing and cannot be installed.
@@ -28,12 +28,10 @@ pub fn build_agent() -> anyhow::Result<PathBuf> {
 
 /// The same with more flags of cargo's, such as `--release`.
 pub fn build_agent_as(flags: &[&str]) -> anyhow::Result<PathBuf> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let output = cargo()
         .args(["build", "--locked", "--package", "flowlogd", "--bin", "flowlogd"])
         .arg("--message-format=json-render-diagnostics")
         .args(flags)
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()

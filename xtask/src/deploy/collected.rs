@@ -80,7 +80,7 @@ mod tests {
     fn every_variable_of_the_manifests_is_a_field() {
         let mut seen = 0;
         for folder in ["deploy/helm/flowlogd/templates", "deploy/base", "deploy/overlays/calico"] {
-            for entry in fs::read_dir(render::root().join(folder)).unwrap() {
+            for entry in fs::read_dir(crate::workspace::root().join(folder)).unwrap() {
                 let path = entry.unwrap().path();
                 let text = fs::read_to_string(&path).unwrap();
                 for word in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {

@@ -4,12 +4,11 @@
 //! installs with kustomize gets what the chart's default values give, byte for byte; only namespace and lists of files
 //! are written by hand. Not here: writing and comparing (`deploy.rs`).
 
-use std::path::{Path, PathBuf};
-
 use anyhow::Context as _;
 
 use crate::netns::run;
 use crate::python;
+use crate::workspace::root;
 
 pub const CHART: &str = "deploy/helm/flowlogd";
 pub const CRD: &str = "deploy/base/flowlogconfigurations.flowlogd.dev.yaml";
@@ -22,11 +21,6 @@ const FILES: [(&str, &[&str], &str); 4] = [
     ("daemonset", &[], "deploy/base/daemonset.yaml"),
     ("rbac-calico", &["calico.enabled=true"], "deploy/overlays/calico/rbac.yaml"),
 ];
-
-/// The repository's folder.
-pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
 
 /// The chart as Helm renders it, whole.
 pub fn whole(values: &[&str]) -> anyhow::Result<String> {

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::{render, rights};
 use crate::apiserver::{AGENT, ApiServer};
 use crate::netns::{run, tool};
+use crate::workspace::root;
 
 /// Every kind of object that the chart can make, in few renderings.
 const RENDERINGS: [&[&str]; 3] = [
@@ -48,7 +49,7 @@ pub fn check(assets: &Path, with_agent: bool) -> anyhow::Result<()> {
     let folder = tempfile::tempdir().context("cannot make a temporary directory")?;
     let server = ApiServer::start(assets, folder.path())?;
     server.apply(&other_definitions())?;
-    server.apply(&std::fs::read_to_string(render::root().join(render::CRD))?)?;
+    server.apply(&std::fs::read_to_string(root().join(render::CRD))?)?;
     server.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: flowlogd}\n")?;
     server.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"], None)?;
 
@@ -63,7 +64,7 @@ pub fn check(assets: &Path, with_agent: bool) -> anyhow::Result<()> {
         println!("{folder}: {} objects accepted", judged.lines().count());
     }
     // The judge does judge.
-    let daemonset = std::fs::read_to_string(render::root().join("deploy/base/daemonset.yaml"))?;
+    let daemonset = std::fs::read_to_string(root().join("deploy/base/daemonset.yaml"))?;
     ensure!(
         server.judge(&daemonset.replace("hostNetwork: true", "hostNetwork: perhaps")).is_err(),
         "the server takes a hostNetwork that is no boolean"
@@ -91,7 +92,7 @@ pub fn check(assets: &Path, with_agent: bool) -> anyhow::Result<()> {
 }
 
 fn kustomize(folder: &str) -> anyhow::Result<String> {
-    run(tool("kubectl").arg("kustomize").arg(render::root().join(folder)), None)
+    run(tool("kubectl").arg("kustomize").arg(root().join(folder)), None)
 }
 
 /// Definitions of what other projects serve, as far as it matters whether it is there.

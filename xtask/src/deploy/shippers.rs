@@ -8,7 +8,7 @@ use std::fs;
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-use super::render;
+use crate::workspace::root;
 
 const YAML: [&str; 4] = ["fluent-bit.yaml", "vector.yaml", "filebeat.yml", "otel-collector.yaml"];
 const PROVEN: &str = "rsyslog.conf";
@@ -39,7 +39,7 @@ pub fn check() -> anyhow::Result<()> {
 }
 
 fn read(name: &str) -> anyhow::Result<String> {
-    fs::read_to_string(render::root().join("deploy/shippers").join(name))
+    fs::read_to_string(root().join("deploy/shippers").join(name))
         .with_context(|| format!("cannot read {name}"))
 }
 

@@ -18,6 +18,7 @@ use super::stores::{self, SPOOL};
 use super::world;
 use crate::deploy::render;
 use crate::python;
+use crate::workspace::root;
 
 pub const NAMESPACE: &str = "flowlogd";
 /// The static token of the account flowlogd/flowlogd on the mini-node's API server.
@@ -92,13 +93,13 @@ impl<'n> Chart<'n> {
     }
 
     pub fn install(&self) -> anyhow::Result<()> {
-        let (chart, values) = (chart()?, self.values.display().to_string());
+        let (chart, values) = (chart(), self.values.display().to_string());
         self.helm(&["install", "flowlogd", &chart, "--create-namespace", "--values", &values]).map(drop)
     }
 
     /// With these values beside those of the installation.
     pub fn upgrade(&self, values: &[&str]) -> anyhow::Result<()> {
-        let (chart, file) = (chart()?, self.values.display().to_string());
+        let (chart, file) = (chart(), self.values.display().to_string());
         let mut arguments = vec!["upgrade", "flowlogd", &chart, "--values", &file];
         arguments.extend(values.iter().flat_map(|value| ["--set", value]));
         self.helm(&arguments).map(drop)
@@ -249,6 +250,6 @@ impl<'n> Chart<'n> {
     }
 }
 
-fn chart() -> anyhow::Result<String> {
-    Ok(render::root().join(render::CHART).canonicalize()?.display().to_string())
+fn chart() -> String {
+    root().join(render::CHART).display().to_string()
 }

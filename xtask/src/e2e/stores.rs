@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use super::agent::METRICS_PORT;
 use super::mininode::{Mininode, until};
-use crate::deploy::render;
 use crate::netns::{Namespace, Process};
+use crate::workspace::root;
 
 const LOGS: &str = "http://127.0.0.1:9428";
 const PROMETHEUS: &str = "http://127.0.0.1:9090";
@@ -41,7 +41,7 @@ impl<'n> Stores<'n> {
         )?;
         until("VictoriaLogs answers", || Ok(get(&node.namespace, &format!("{LOGS}/health"), &[]).is_ok()))?;
 
-        let rules = render::root().join("deploy/dashboards/alerts.yaml").canonicalize()?;
+        let rules = root().join("deploy/dashboards/alerts.yaml");
         fs::write(
             node.at("prometheus.yml"),
             format!(
@@ -61,7 +61,7 @@ impl<'n> Stores<'n> {
             ],
         )?;
 
-        let file = fs::read_to_string(render::root().join("deploy/shippers/rsyslog.conf"))?;
+        let file = fs::read_to_string(root().join("deploy/shippers/rsyslog.conf"))?;
         let changed = file
             .replace("/var/log/calico/flowlogs", &logs.join("flowlogs").display().to_string())
             .replace("http://127.0.0.1:9200", &format!("{LOGS}/insert/elasticsearch"))

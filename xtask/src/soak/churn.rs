@@ -21,6 +21,7 @@ use serde_json::json;
 use crate::apiserver::ApiServer;
 use crate::bench::load::Flows;
 use crate::bench::site::{CLIENT, NODE_NAME, SERVER, Site};
+use crate::workspace::root;
 
 const PODS: usize = 10;
 /// Between two changes of pods and policies, and of the configuration.
@@ -93,7 +94,7 @@ impl<'a> World<'a> {
         site.client.ip(&more)?;
         server.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: bench}\n")?;
         // The agent has the rights that the chart gives, and no more.
-        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/base");
+        let base = root().join("deploy/base");
         for file in ["namespace", "serviceaccount", "rbac", "flowlogconfigurations.flowlogd.dev"] {
             server.apply(&fs::read_to_string(base.join(format!("{file}.yaml")))?)?;
         }

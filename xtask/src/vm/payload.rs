@@ -14,6 +14,8 @@ use super::foreign::cross_build;
 use super::initramfs::{Archive, add_with_libraries};
 use super::tools::output;
 
+use crate::workspace::cargo;
+
 /// Builds and packs the payload; gives the archive's path.
 ///
 /// # Errors
@@ -28,7 +30,7 @@ pub fn build(
     let mut archive = Archive::new();
     for (name, selection) in [("flowlogd", ["--bin", "flowlogd"]), ("kernel", ["--test", "kernel"])] {
         let messages = match architecture {
-            Architecture::Amd64 => native_build(root, &selection, release)?,
+            Architecture::Amd64 => native_build(&selection, release)?,
             Architecture::Arm64 => cross_build(root, &selection, release)?,
         };
         let built = executable(name, &messages)?;
@@ -48,16 +50,9 @@ pub fn build(
 }
 
 /// Lets cargo build one target; gives its messages.
-fn native_build(root: &Path, selection: &[&str], release: bool) -> Result<String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.current_dir(root).args([
-        "build",
-        "--quiet",
-        "--package",
-        "flowlogd",
-        "--message-format=json-render-diagnostics",
-    ]);
+fn native_build(selection: &[&str], release: bool) -> Result<String> {
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--package", "flowlogd", "--message-format=json-render-diagnostics"]);
     command.args(selection);
     if release {
         command.arg("--release");
