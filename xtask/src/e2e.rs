@@ -97,7 +97,7 @@ pub fn run(_: &Arguments) -> anyhow::Result<ExitCode> {
 
     let mut table = Table::new();
     let node = table.need("a node", || {
-        let node = Mininode::start(&scripts, &std::env::temp_dir().join("flowlogd-e2e"))?;
+        let node = Mininode::start(&scripts)?;
         let archive = image::build(&binary, &node.at(""))?;
         node.ctr(&["images", "import", &archive.display().to_string()])?;
         node.namespace.run("nft", &["-f", "-"], Some(RULES))?;

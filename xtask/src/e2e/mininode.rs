@@ -1,11 +1,12 @@
 //! A real node: API server, kubelet, containerd, in a network namespace that is its host network.
 //!
 //! In: the folder with `mininode-up` and `mininode-down` (`MININODE`), which want the programs of envtest. Out: kubectl on it, images in its
-//! containerd, the network namespace of a pod. What always holds: it is brought down when the value is dropped, and one that a killed run
-//! left is brought down before. It has no scheduler and no controllers: who wants a pod names the node.
+//! containerd, the network namespace of a pod. What always holds: its files are in a folder of its own; it is brought down when the value is
+//! dropped, and one that a killed run left is brought down before. It has no scheduler and no controllers: who wants a pod names the node.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -13,10 +14,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::netns::{Namespace, run, search_path, tool};
 
 const NAMESPACE: &str = "/run/netns/mininode";
+/// Of folders: this, the process id of the run, what is random.
+const PREFIX: &str = "flowlogd-e2e-";
 pub const NODE: &str = "n1";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The chart's terminationGracePeriodSeconds, and time to see it.
@@ -24,25 +28,25 @@ const TERMINATION: Duration = Duration::from_secs(90);
 
 pub struct Mininode {
     scripts: PathBuf,
-    folder: PathBuf,
+    folder: TempDir,
     pub namespace: Namespace,
     logs_before: BTreeSet<PathBuf>,
 }
 
 impl Mininode {
-    pub fn start(scripts: &Path, folder: &Path) -> anyhow::Result<Self> {
-        if folder.exists() {
-            down(scripts, folder);
-        }
+    pub fn start(scripts: &Path) -> anyhow::Result<Self> {
+        bring_leftovers_down(scripts);
         ensure!(
             !Path::new(NAMESPACE).exists(),
             "there is a mini-node already ({NAMESPACE}): bring it down first"
         );
         let logs_before = pod_logs();
-        let log = folder.with_extension("log");
+        let folder =
+            tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", std::process::id())).tempdir()?;
+        let log = folder.path().join("mininode-up.log");
         let file = fs::File::create(&log)?;
         let status = Command::new(scripts.join("mininode-up"))
-            .arg(folder)
+            .arg(folder.path())
             .env("PATH", search_path())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -50,16 +54,16 @@ impl Mininode {
             .status()
             .context("cannot start mininode-up")?;
         if !status.success() {
-            down(scripts, folder);
-            bail!("mininode-up: {status}: {}", fs::read_to_string(&log).unwrap_or_default());
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            down(scripts, folder.path());
+            bail!("mininode-up: {status}: {said}");
         }
-        let _ = fs::remove_file(log);
         let namespace = Namespace::open(NAMESPACE, "the mini-node")?;
-        Ok(Self { scripts: scripts.to_owned(), folder: folder.to_owned(), namespace, logs_before })
+        Ok(Self { scripts: scripts.to_owned(), folder, namespace, logs_before })
     }
 
     pub fn at(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.folder.path().join(name)
     }
 
     pub fn kubectl(&self, arguments: &[&str], stdin: Option<&str>) -> anyhow::Result<String> {
@@ -143,7 +147,7 @@ impl Mininode {
 
 impl Drop for Mininode {
     fn drop(&mut self) {
-        down(&self.scripts, &self.folder);
+        down(&self.scripts, self.folder.path());
         // What kubelet kept of the pods' output, which it would have removed with them; never another node's.
         for folder in pod_logs().difference(&self.logs_before) {
             let _ = fs::remove_dir_all(folder);
@@ -154,6 +158,19 @@ impl Drop for Mininode {
 fn pod_logs() -> BTreeSet<PathBuf> {
     let folders = fs::read_dir("/var/log/pods").into_iter().flatten().flatten();
     folders.map(|folder| folder.path()).collect()
+}
+
+/// What runs left that have not come to their end.
+fn bring_leftovers_down(scripts: &Path) {
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let of_run = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        // Whoever else writes there may not say what is ended and removed.
+        let ours = entry.metadata().is_ok_and(|folder| folder.uid() == rustix::process::geteuid().as_raw());
+        if ours && of_run.is_some_and(|pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true)) {
+            down(scripts, &entry.path());
+        }
+    }
 }
 
 fn down(scripts: &Path, folder: &Path) {
