@@ -8,6 +8,8 @@
 //! namespace of its own (it starts itself under `unshare`), so that nobody pays for connections of another; loopback
 //! only, connections one after the other. Needs root; without, it says so. Deliberately not here: user space beyond the pipeline's step (`node`).
 
+mod sysctl;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -25,6 +27,7 @@ use flowlogd::model::{Observation, Timestamp};
 use flowlogd::pipeline::{Input, Limits, Pipeline};
 use flowlogd::snapshot::World;
 use flowlogd::source::{NodeSources, Observed, dns};
+use sysctl::Sysctl;
 
 const INSIDE: &str = "FLOWLOGD_BENCH_INSIDE";
 const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
@@ -331,9 +334,8 @@ fn main() -> anyhow::Result<()> {
         return inside(number.parse()?);
     }
     let program = std::env::current_exe()?;
-    let before = fs::read_to_string(STATS).unwrap_or_default();
-    fs::write(STATS, "1").with_context(|| format!("cannot write {STATS}"))?;
-    let outcome = (0..=CASES.len() + 1).try_for_each(|number| {
+    let _stats = Sysctl::set(STATS, "1")?;
+    (0..=CASES.len() + 1).try_for_each(|number| {
         let status = Command::new("unshare")
             .args(["--net", "--"])
             .arg(&program)
@@ -343,7 +345,5 @@ fn main() -> anyhow::Result<()> {
             .context("cannot start unshare (util-linux)")?;
         ensure!(status.success(), "the bench ended with {status}");
         Ok(())
-    });
-    fs::write(STATS, before.trim())?;
-    outcome
+    })
 }

@@ -13,6 +13,8 @@ pub mod node;
 mod pairs;
 mod probes;
 pub mod site;
+#[path = "../../agent/benches/sysctl/mod.rs"]
+mod sysctl;
 pub mod watchers;
 
 use std::io::{BufRead as _, BufReader};

@@ -16,7 +16,7 @@ use anyhow::{Context as _, ensure};
 use super::load::{self, Flows};
 use super::pairs::{Rounds, measure};
 use super::probes;
-use super::site::{Limits, Site};
+use super::site::{Site, room};
 use super::watchers::{Flowlogd, Metrics, Nobody, Seen, Watcher, end, lost};
 use crate::demo::tools;
 use crate::netns::{self, Process};
@@ -196,7 +196,7 @@ fn rates(arguments: &Arguments, binary: &std::path::Path, tell: &dyn Fn(&str)) -
             continue;
         }
         let site = Site::build()?;
-        let _limits = Limits::raise(262_144)?;
+        let _room = room(262_144)?;
         let folder = tempfile::tempdir()?;
         let agent = Flowlogd { binary: binary.to_owned(), source: arguments.source.clone(), interval: NEVER };
         let agent = agent.observe(&site, folder.path())?;
@@ -248,7 +248,7 @@ fn live(arguments: &Arguments, binary: &std::path::Path, tell: &dyn Fn(&str)) ->
         if !arguments.only.is_empty() && !arguments.only.contains(&living) {
             continue;
         }
-        let _limits = Limits::raise(living + living / 4 + 100_000)?;
+        let _room = room(living + living / 4 + 100_000)?;
         let site = Site::build()?;
         let folder = tempfile::tempdir()?;
         let agent =

@@ -3,7 +3,7 @@
 //! In: root. Out: [`Site`]: addresses, the node's own counts of what it forwarded, and limits of connection tracking.
 //! What always holds: what is forwarded is tracked (`ct` rules are loaded), what the node says to itself over loopback is
 //! not; the machine's own network is not touched. The two sizes of connection tracking that a machine has but once are
-//! raised by [`Limits`] and put back when it is dropped.
+//! raised by [`room`] and put back however the run ends.
 //! Packets to [`VOID`] leave the node for the server, which has no such address and swallows them: flows without a peer
 //! that would have to answer.
 
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
+use super::sysctl::Sysctl;
 use crate::netns::Namespace;
 
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
@@ -152,33 +153,17 @@ impl Site {
 }
 
 /// Sizes of connection tracking that all network namespaces share.
-pub struct Limits(Vec<(&'static str, String)>);
+const SIZES: [&str; 2] =
+    ["/proc/sys/net/netfilter/nf_conntrack_max", "/proc/sys/net/netfilter/nf_conntrack_buckets"];
 
-const MOST: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
-const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
-
-impl Limits {
-    /// Room for so many connections.
-    pub fn raise(connections: u64) -> anyhow::Result<Self> {
-        let mut before = Self(Vec::new());
-        for path in [MOST, BUCKETS] {
-            let value = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-            let value = value.trim().to_owned();
-            if value.parse::<u64>()? < connections {
-                fs::write(path, connections.to_string()).with_context(|| format!("cannot write {path}"))?;
-                before.0.push((path, value));
-            }
-        }
-        Ok(before)
-    }
-}
-
-impl Drop for Limits {
-    fn drop(&mut self) {
-        for (path, value) in &self.0 {
-            if let Err(error) = fs::write(path, value) {
-                eprintln!("bench: {path} was {value} and could not be put back: {error}");
-            }
+/// Room for so many connections, as long as the values live.
+pub fn room(connections: u64) -> anyhow::Result<Vec<Sysctl>> {
+    let mut raised = Vec::new();
+    for path in SIZES {
+        let value = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+        if value.trim().parse::<u64>()? < connections {
+            raised.push(Sysctl::set(path, &connections.to_string())?);
         }
     }
+    Ok(raised)
 }
