@@ -97,10 +97,12 @@ impl Pair {
     }
 }
 
+/// `[source's, destination's]`.
+pub type Processes = [Option<Arc<Process>>; 2];
+
 #[derive(Clone, Debug, Default)]
 struct Entry {
-    /// `[source's, destination's]`.
-    processes: [Option<Arc<Process>>; 2],
+    processes: Processes,
     /// By whether the record's tuple was turned around.
     tcp: [Option<Told>; 2],
     /// A flow has taken it.
@@ -109,6 +111,12 @@ struct Entry {
     stale: bool,
     /// It has waited through a flush.
     old: bool,
+}
+
+impl Entry {
+    fn has_processes(&self) -> bool {
+        self.processes.iter().any(Option::is_some)
+    }
 }
 
 /// What could not be joined. Totals.
@@ -248,21 +256,20 @@ impl Joins {
         }
         for (pair, _) in pairs(connection) {
             let Some(entry) = self.entries.get_mut(&pair) else { continue };
-            for (side, process) in entry.processes.iter().enumerate() {
-                let Some(process) = process else { continue };
+            if entry.has_processes() {
                 entry.taken = true;
-                let known = &mut connection.extra().processes[side];
-                if !over || known.is_none() {
-                    *known = Some(process.clone());
-                }
+                take(&mut connection.extra().processes, entry, over);
             }
         }
     }
 
-    /// What has been told of the sockets of this tuple and waits, `[source's, destination's]`: looked at, not taken.
-    pub fn waiting(&self, proto: Proto, addresses: Addresses) -> [Option<Arc<Process>>; 2] {
-        let entry = self.entries.get(&Pair::of(proto, addresses).0);
-        entry.map(|entry| entry.processes.clone()).unwrap_or_default()
+    /// What [`Self::take_processes`] would give the connection by now: looked at, not taken.
+    pub fn processes_of(&self, connection: &Connection, over: bool) -> Processes {
+        let mut known = connection.extra.as_ref().map(|extra| extra.processes.clone()).unwrap_or_default();
+        for entry in pairs(connection).iter().filter_map(|(pair, _)| self.entries.get(pair)) {
+            take(&mut known, entry, over);
+        }
+        known
     }
 
     pub fn take_tcp(&mut self, connection: &mut Connection) {
@@ -288,17 +295,20 @@ impl Joins {
         if self.entries.is_empty() {
             return;
         }
-        let proto = denied.key.tuple.proto;
-        for addresses in [Some(denied.key.tuple.addresses), denied.original].into_iter().flatten() {
-            let (pair, _) = Pair::of(proto, addresses);
+        for pair in pairs_of_denied(denied) {
             let Some(entry) = self.entries.get_mut(&pair) else { continue };
-            for (known, process) in denied.processes.iter_mut().zip(&entry.processes) {
-                if let Some(process) = process {
-                    entry.taken = true;
-                    *known = Some(process.clone());
-                }
-            }
+            entry.taken |= entry.has_processes();
+            take(&mut denied.processes, entry, false);
         }
+    }
+
+    /// What [`Self::take_denied`] would give the denied flow by now: looked at, not taken.
+    pub fn processes_of_denied(&self, denied: &Denied) -> Processes {
+        let mut known = denied.processes.clone();
+        for entry in pairs_of_denied(denied).filter_map(|pair| self.entries.get(&pair)) {
+            take(&mut known, entry, false);
+        }
+        known
     }
 
     /// Every flow of the window has taken what is its own.
@@ -323,6 +333,21 @@ impl Joins {
 fn pairs(connection: &Connection) -> [(Pair, bool); 2] {
     let proto = connection.key.proto;
     [Pair::of(proto, connection.key.original), Pair::of(proto, connection.reply())]
+}
+
+fn pairs_of_denied(denied: &Denied) -> impl Iterator<Item = Pair> + use<> {
+    let proto = denied.key.tuple.proto;
+    let tuples = [Some(denied.key.tuple.addresses), denied.original];
+    tuples.into_iter().flatten().map(move |addresses| Pair::of(proto, addresses).0)
+}
+
+/// What was told last holds; `over`: what came after the end only where nothing came before.
+fn take(known: &mut Processes, entry: &Entry, over: bool) {
+    for (known, told) in known.iter_mut().zip(&entry.processes) {
+        if let Some(told) = told.as_ref().filter(|_| !over || known.is_none()) {
+            *known = Some(told.clone());
+        }
+    }
 }
 
 /// Records of one process share their texts, so that mostly no text is read.

@@ -15,6 +15,6 @@ mod verdicts;
 pub use connection::{Connection, ConnectionKey, Extra, Flags};
 pub use denied::{DENIED_FLOW_LIFETIME, Denied, DeniedKey, DeniedTable, is_filter_reason};
 pub use domains::{Domains, TTL_FLOOR};
-pub use joins::{JoinStats, Joins, TcpEnd};
+pub use joins::{JoinStats, Joins, Processes, TcpEnd};
 pub use table::{ConnectionTable, Slot};
 pub use verdicts::{Verdict, Verdicts};

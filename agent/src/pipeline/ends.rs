@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::aggregate::{PrivateNetworks, Settings};
 use crate::cluster::{Cluster, private_or_public};
-use crate::model::{Addresses, Endpoint, EndpointKind, Labels, Proto, ServiceName, Timestamp};
+use crate::model::{Addresses, Endpoint, EndpointKind, Labels, Process, Proto, ServiceName, Timestamp};
 
 /// The two ends that stand for plain addresses.
 pub(super) struct PlainAddresses {
@@ -44,6 +44,7 @@ impl PlainAddresses {
 }
 
 /// What a settled flow keeps.
+#[derive(Clone, Debug)]
 pub(super) struct Ends {
     pub(super) ends: [Arc<Endpoint>; 2],
     pub(super) service: Option<Arc<ServiceName>>,
@@ -129,6 +130,31 @@ pub(super) fn name(
     };
     let unpoliced = from_node && local[1] && dest.kind == EndpointKind::Wep;
     Ends { ends: [source, dest], service, local, unpoliced }
+}
+
+/// The node's own end is that of a pod on its host network, where the process there runs in one.
+pub(super) fn name_host_pods(
+    cluster: &Cluster,
+    ends: &mut [Arc<Endpoint>; 2],
+    processes: &[Option<Arc<Process>>; 2],
+    began: Timestamp,
+) {
+    for (end, process) in ends.iter_mut().zip(processes) {
+        if let Some(pod) = host_pod(cluster, end, process.as_deref(), began) {
+            *end = pod.clone();
+        }
+    }
+}
+
+/// The pod on the host network that an end of the node's own is.
+pub(super) fn host_pod<'a>(
+    cluster: &'a Cluster,
+    end: &Endpoint,
+    process: Option<&Process>,
+    at: Timestamp,
+) -> Option<&'a Arc<Endpoint>> {
+    let uid = process.filter(|_| end.is_bare_node)?.pod_uid.as_ref()?;
+    cluster.host_pod_at(uid, at)
 }
 
 #[cfg(test)]

@@ -8,22 +8,22 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::aggregate::{Contribution, PendingPolicies, Report, Window};
+use crate::aggregate::{Contribution, Report, Window};
 use crate::cluster::Cluster;
 use crate::flow::{Connection, Denied, DeniedTable, Domains, Flags, Verdicts};
 use crate::model::{
-    Action, Addresses, Counters, Direction, Endpoint, EndpointKind, Evaluation, FiveTuple, Labels, Process,
+    Action, Addresses, Counters, Direction, Directional, Endpoint, Evaluation, FiveTuple, Labels, Process,
     Reporter, Timestamp, Trace,
 };
-
 use crate::policy::{Evaluator, Policies};
 
-use super::ends::{Ends, PlainAddresses, Unnamed, name};
+use super::ends::{Ends, PlainAddresses, Unnamed, name, name_host_pods};
+use super::rules::{self, DropOwner, REPORTERS};
 use super::stats::{Stats, sum};
 
 const SIDES: [(Reporter, Direction, Flags); 2] = [
-    (Reporter::Src, Direction::Egress, Flags::STARTED_SRC),
-    (Reporter::Dst, Direction::Ingress, Flags::STARTED_DST),
+    (REPORTERS[0], Direction::Egress, Flags::STARTED_SRC),
+    (REPORTERS[1], Direction::Ingress, Flags::STARTED_DST),
 ];
 
 pub(super) const JUDGED: [Flags; 2] = [Flags::JUDGED_SRC, Flags::JUDGED_DST];
@@ -64,10 +64,8 @@ impl Fold<'_> {
             known: &connection.ends,
         };
         let before = [0, 1].map(|side| connection.ends[side].is_some());
-        let Ends { mut ends, service, local, unpoliced } = self.name(&flow);
-        if let Some(extra) = &connection.extra {
-            self.name_host_pods(&mut ends, &extra.processes, connection.began);
-        }
+        let processes = connection.extra.as_ref().map(|extra| &extra.processes);
+        let Ends { ends, service, local, unpoliced } = self.name(&flow, processes);
         if let Some(names) = self.domains_of(&flow, &ends, local[0]) {
             connection.extra().domains = Some(names);
         }
@@ -87,38 +85,24 @@ impl Fold<'_> {
         self.judge_named(connection, before);
     }
 
-    /// Names are told by the source, of what is outside of the cluster.
     fn domains_of(
         &self,
         flow: &Unnamed<'_>,
         ends: &[Arc<Endpoint>; 2],
         local: bool,
     ) -> Option<Arc<[Arc<str>]>> {
-        let outside = matches!(ends[1].kind, EndpointKind::Ns | EndpointKind::Net);
-        if !local || !outside {
+        if !rules::has_domains(local, &ends[1]) {
             return None;
         }
         self.domains.of(flow.addresses.src, flow.addresses.dst, flow.began)
     }
 
-    /// The node's own end is that of a pod on its host network, where the process there runs in one.
-    fn name_host_pods(
-        &self,
-        ends: &mut [Arc<Endpoint>; 2],
-        processes: &[Option<Arc<Process>>; 2],
-        began: Timestamp,
-    ) {
-        for (end, process) in ends.iter_mut().zip(processes) {
-            let uid =
-                process.as_ref().filter(|_| end.is_bare_node).and_then(|process| process.pod_uid.as_ref());
-            if let Some(pod) = uid.and_then(|uid| self.cluster.host_pod_at(uid, began)) {
-                *end = pod.clone();
-            }
+    fn name(&self, flow: &Unnamed<'_>, processes: Option<&[Option<Arc<Process>>; 2]>) -> Ends {
+        let mut named = name(self.cluster, self.window.settings(), self.plain, self.host_addresses, flow);
+        if let Some(processes) = processes {
+            name_host_pods(self.cluster, &mut named.ends, processes, flow.began);
         }
-    }
-
-    fn name(&self, flow: &Unnamed<'_>) -> Ends {
-        name(self.cluster, self.window.settings(), self.plain, self.host_addresses, flow)
+        named
     }
 
     /// Both evaluations lead to the same record.
@@ -195,11 +179,6 @@ impl Fold<'_> {
         }
     }
 
-    /// Pending policies are of pods, and where they are asked for.
-    fn has_pending(&self, own: &Endpoint) -> bool {
-        self.window.settings().pending_policies != PendingPolicies::None && own.kind != EndpointKind::Hep
-    }
-
     fn release(&mut self, record: &mut u32, epoch: u16) {
         if *record != Connection::NO_RECORD && epoch == self.window.epoch() {
             self.window.detach(*record);
@@ -237,16 +216,12 @@ impl Fold<'_> {
             if !local[side] {
                 continue;
             }
-            let (incoming, outgoing) = match reporter {
-                Reporter::Src => (pending.reply, pending.original),
-                Reporter::Dst => (pending.original, pending.reply),
-            };
+            let (incoming, outgoing) = rules::toward(reporter, pending);
             let [Some(source), Some(dest)] = &connection.ends else { continue };
-            if connection.evaluations[side].is_none() {
-                let own = if side == 0 { source } else { dest };
-                if own.is_bare_node || side == 1 && connection.flags.has(Flags::UNPOLICED_DST) {
-                    connection.evaluations[side] = Some(self.nothing_evaluated.clone());
-                }
+            let own = if side == 0 { source } else { dest };
+            let unpoliced = connection.flags.has(Flags::UNPOLICED_DST);
+            if connection.evaluations[side].is_none() && rules::is_unjudged(own, side, unpoliced) {
+                connection.evaluations[side] = Some(self.nothing_evaluated.clone());
             }
             let evaluation = connection.evaluations[side].as_deref();
             let tuple = connection.reported();
@@ -265,12 +240,9 @@ impl Fold<'_> {
             }
             let verdict = self.verdicts.get(tuple, direction);
             let now = connection.extra.as_ref().and_then(|extra| extra.pending[side].as_deref());
-            let pending_trace = verdict
-                .and_then(|verdict| verdict.pending.as_ref())
-                .or(now.or(evaluation).map(|evaluation| &evaluation.pending))
-                .unwrap_or(self.empty);
-            let own = if side == 0 { source } else { dest };
-            let judged = self.has_pending(own);
+            let pending_trace =
+                rules::pending(verdict, now.map(|now| &now.pending), evaluation).unwrap_or(self.empty);
+            let judged = rules::has_pending(self.window.settings(), own);
             let earlier =
                 |side: usize| connection.extra.as_ref().and_then(|extra| extra.earlier_labels[side].as_ref());
             let source_labels = labels_of_window(source, earlier(0));
@@ -285,8 +257,7 @@ impl Fold<'_> {
                 touched: connection.flags.has(Flags::TOUCHED),
                 source_ip: Some(tuple.addresses.src),
                 dest_ip: Some(tuple.addresses.dst),
-                // A port is translated on the way out; a connection to itself goes nowhere.
-                nat_port: if tuple.addresses.src == tuple.addresses.dst { 0 } else { connection.snat_port },
+                nat_port: rules::nat_port(&tuple.addresses, connection.snat_port),
                 first_seen: (connection.began, connection.first_seen),
                 source_labels: Some(&source_labels),
                 dest_labels: Some(&dest_labels),
@@ -294,9 +265,7 @@ impl Fold<'_> {
                 pending: judged.then_some(pending_trace),
                 policies_sequence: verdict.map_or(0, |verdict| verdict.sequence),
                 drop_reasons: &[],
-                policy_mismatch: evaluation
-                    .filter(|evaluation| !evaluation.unknown)
-                    .map(|evaluation| evaluation.denies() && replied),
+                policy_mismatch: rules::mismatch_of_allowed(evaluation, replied),
                 process: connection.extra.as_ref().and_then(|extra| extra.processes[side].as_deref()),
                 tcp: connection.extra.as_ref().and_then(|extra| extra.tcp[side].sample.as_ref()),
                 domains: match &connection.extra {
@@ -375,7 +344,10 @@ impl Fold<'_> {
                     source_ip: Some(connection.key.original.src),
                     dest_ip: Some(connection.dst),
                     first_seen: (connection.began, connection.first_seen),
-                    policy_mismatch: passed(connection.evaluations[side].as_deref()),
+                    policy_mismatch: rules::mismatch_of_allowed(
+                        connection.evaluations[side].as_deref(),
+                        false,
+                    ),
                     ..Default::default()
                 };
                 self.window.fold(*record, &contribution);
@@ -409,8 +381,7 @@ impl Fold<'_> {
                 known: &denied.ends,
             };
             let before = [0, 1].map(|side| denied.ends[side].is_some());
-            let Ends { mut ends, service, local, unpoliced } = self.name(&flow);
-            self.name_host_pods(&mut ends, &denied.processes, denied.began);
+            let Ends { ends, service, local, unpoliced } = self.name(&flow, Some(&denied.processes));
             denied.domains = self.domains_of(&flow, &ends, local[0]);
             denied.ends = ends.map(Some);
             denied.service = service;
@@ -424,25 +395,21 @@ impl Fold<'_> {
             denied.records_epoch = self.window.epoch();
         }
         for side in 0..2 {
-            let is_bare_node = denied.ends[side].as_ref().is_some_and(|end| end.is_bare_node);
-            if denied.evaluations[side].is_none() && (is_bare_node || side == 1 && denied.unpoliced) {
+            let own = denied.ends[side].as_ref();
+            let unjudged = own.is_some_and(|own| rules::is_unjudged(own, side, denied.unpoliced));
+            if denied.evaluations[side].is_none() && unjudged {
                 denied.evaluations[side] = Some(self.nothing_evaluated.clone());
             }
         }
         let pending_now = if over { [None, None] } else { self.pending_of_denied(denied) };
         let pending = std::mem::take(&mut denied.pending);
-        let Some(last_local) = (0..2).rev().find(|&side| denied.local[side]) else {
+        let evaluations = [0, 1].map(|side| denied.evaluations[side].as_deref());
+        let Some(DropOwner { side: belongs_to, is_explained }) =
+            rules::owner_of_drop(denied.local, evaluations)
+        else {
             self.stats.not_local_denied += pending;
             return;
         };
-        let denies = |side: usize| {
-            denied.local[side] && denied.evaluations[side].as_deref().is_some_and(Evaluation::denies)
-        };
-        let explained = (0..2).find(|&side| denies(side));
-        let unknown = |side: usize| denied.evaluations[side].as_deref().is_some_and(|e| e.unknown);
-        // Where nobody denies for certain, one that may is the likelier owner than one that does not.
-        let uncertain = (0..2).find(|&side| explained.is_none() && denied.local[side] && unknown(side));
-        let belongs_to = explained.or(uncertain).unwrap_or(last_local);
         for (side, (reporter, direction, _)) in SIDES.into_iter().enumerate() {
             if !denied.local[side] || side > belongs_to {
                 continue;
@@ -458,7 +425,10 @@ impl Fold<'_> {
                         source_ip: Some(addresses.src),
                         dest_ip: Some(addresses.dst),
                         first_seen: (denied.began, denied.first_seen),
-                        policy_mismatch: passed(denied.evaluations[side].as_deref()),
+                        policy_mismatch: rules::mismatch_of_allowed(
+                            denied.evaluations[side].as_deref(),
+                            false,
+                        ),
                         ..Default::default()
                     };
                     self.window.fold(record, &contribution);
@@ -483,19 +453,14 @@ impl Fold<'_> {
                 denied.records[side] = self.window.attach(&report);
             }
             let verdict = self.verdicts.get(denied.key.tuple, direction);
-            let told = evaluation.map(|evaluation| &evaluation.pending);
-            let pending_trace = verdict
-                .and_then(|verdict| verdict.pending.as_ref())
-                .or(pending_now[side].as_ref().or(told))
-                .unwrap_or(self.empty);
+            let pending_trace =
+                rules::pending(verdict, pending_now[side].as_ref(), evaluation).unwrap_or(self.empty);
             let own = if side == 0 { source } else { dest };
-            let judged = self.has_pending(own);
+            let judged = rules::has_pending(self.window.settings(), own);
             let source_labels = labels_of_window(source, denied.earlier_labels[0].as_ref());
             let dest_labels = labels_of_window(dest, denied.earlier_labels[1].as_ref());
-            let (incoming, outgoing) = match reporter {
-                Reporter::Src => (Counters::default(), pending),
-                Reporter::Dst => (pending, Counters::default()),
-            };
+            let dropped = Directional { original: pending, reply: Counters::default() };
+            let (incoming, outgoing) = rules::toward(reporter, dropped);
             let contribution = Contribution {
                 incoming,
                 outgoing,
@@ -514,9 +479,11 @@ impl Fold<'_> {
                 pending: judged.then_some(pending_trace),
                 policies_sequence: verdict.map_or(0, |verdict| verdict.sequence),
                 drop_reasons: if is_deny { &denied.reasons } else { &[] },
-                policy_mismatch: evaluation
-                    .filter(|evaluation| !evaluation.unknown)
-                    .map(|_| is_deny && explained.is_none()),
+                policy_mismatch: if is_deny {
+                    rules::mismatch_of_dropped(evaluation, is_explained)
+                } else {
+                    rules::mismatch_of_allowed(evaluation, false)
+                },
                 process: denied.processes[side].as_deref(),
                 tcp: None,
                 domains: denied.domains.as_deref().filter(|_| side == 0).unwrap_or_default(),
@@ -532,11 +499,6 @@ impl Fold<'_> {
         denied.touched = false;
         denied.reopened = false;
     }
-}
-
-/// Nothing contradicts what was evaluated, if anything was.
-fn passed(evaluation: Option<&Evaluation>) -> Option<bool> {
-    evaluation.filter(|evaluation| !evaluation.unknown).map(|_| false)
 }
 
 /// `true` when the flow ended between two endpoints that are both known: its names need no flush.

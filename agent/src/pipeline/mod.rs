@@ -12,6 +12,7 @@ mod judge;
 mod limits;
 mod policy_use;
 mod preview;
+mod rules;
 mod stats;
 mod trusted;
 

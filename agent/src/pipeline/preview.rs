@@ -1,25 +1,29 @@
 //! A look at a connection or a drop before the window that it belongs to is closed: for people who watch live.
 //!
 //! In: one observation, the snapshot, what the pipeline knows of the flow by now. Out: what happened, and a record of this
-//! one flow at level 0. Always: the pipeline is looked at and not changed, so that watching changes no line. A preview is
-//! what is known now: names may still become better until the flush; counters of an end are the connection's own from
-//! its beginning; a process is often told just after the connection, so that only its end has it; policies are those
-//! that the pipeline evaluated when the flow began (`None` where it did not). A connection with two local ends is shown
-//! once, by its source; a drop by the end whose policies deny it, as in its line.
+//! one flow at level 0: what a window that holds nothing else makes of it, by the rules of lines (`ends.rs`, `rules.rs`),
+//! so that a preview says what the line will, as far as both know the same. Always: the pipeline is looked at and not
+//! changed, so that watching changes no line. A preview is what is known now: names may still become better until the
+//! flush; counters of an end are the connection's own from its beginning; a process (and with it the name of a pod on the host network) is often told just after the connection,
+//! so that only its end has it; policies are those that the pipeline evaluated when the flow began (`None` where it did
+//! not); TCP statistics are in lines alone. A connection with two local ends is shown once, by its source; a drop by
+//! the end that it belongs to. Labels and services are shown also where the file leaves them out.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::aggregate::{PendingPolicies, Settings};
-use crate::flow::{ConnectionKey, DeniedKey, is_filter_reason};
+use crate::aggregate::{Contribution, Level, Report, Settings, Window};
+use crate::filter::Rules;
+use crate::flow::{ConnectionKey, DeniedKey, Flags, Processes, is_filter_reason};
 use crate::model::{
-    Action, Addresses, ConnectionEvent, Counters, Directional, Endpoint, EndpointKind, Evaluation, FlowEnd,
-    FlowLog, Observation, Policies, Process, ProcessColumns, Proto, Reporter, TcpColumns, Timestamp,
+    Action, Addresses, ConnectionEvent, Counters, Direction, Directional, Endpoint, Evaluation, FiveTuple,
+    FlowLog, Observation, Proto, Timestamp, Trace,
 };
 use crate::snapshot::Snapshot;
 
 use super::Pipeline;
-use super::ends::{Ends, PlainAddresses, Unnamed, name};
+use super::ends::{Ends, PlainAddresses, Unnamed, name, name_host_pods};
+use super::rules::{self, DropOwner, REPORTERS};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PreviewEvent {
@@ -41,54 +45,115 @@ impl PreviewEvent {
 /// What the pipeline knows of a flow beside its addresses.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
+    /// `None`: the flow is not known, it begins when it is seen.
+    began: Option<Timestamp>,
+    /// As known when it began.
+    ends: [Option<Arc<Endpoint>>; 2],
+    /// As its lines have it from now on.
+    settled: Option<Ends>,
+    /// Destination before DNAT, where it is another.
+    original_dst: Option<(IpAddr, u16)>,
     /// `[egress at the source, ingress at the destination]`.
     evaluations: [Option<Arc<Evaluation>>; 2],
-    /// `[source's, destination's]`.
-    processes: [Option<Arc<Process>>; 2],
+    pending: [Option<Trace>; 2],
+    processes: Processes,
     domains: Option<Arc<[Arc<str>]>>,
+    nat_port: u16,
 }
 
 impl Pipeline {
     /// What is known by now of the flow of an observation that has been stepped. A few look-ups; nothing is changed.
     pub fn known(&self, observation: &Observation) -> Known {
-        let domains = |addresses: &Addresses| self.domains.of(addresses.src, addresses.dst, self.at);
         match observation {
-            Observation::Connection(record) => {
-                let key = ConnectionKey::of(record);
-                let live = self.connections.find(&key).and_then(|slot| self.connections.get(slot));
-                let ended = || self.ended.back().filter(|connection| connection.key == key);
-                let Some(connection) = live.or_else(ended) else { return Known::default() };
-                let mut processes =
-                    connection.extra.as_ref().map(|e| e.processes.clone()).unwrap_or_default();
-                for addresses in [connection.key.original, connection.reply()] {
-                    let waiting = self.joins.waiting(record.proto, addresses);
-                    for (known, waiting) in processes.iter_mut().zip(waiting) {
-                        *known = known.take().or(waiting);
-                    }
-                }
-                Known {
-                    evaluations: connection.evaluations.clone(),
-                    processes,
-                    domains: domains(&connection.reported().addresses),
-                }
-            }
-            Observation::Drop(drop) => {
-                let denied = self.denied.get(&DeniedKey::of(drop));
-                Known {
-                    evaluations: denied.map(|denied| denied.evaluations.clone()).unwrap_or_default(),
-                    processes: self.joins.waiting(drop.tuple.proto, drop.tuple.addresses),
-                    domains: domains(&drop.tuple.addresses),
-                }
-            }
+            Observation::Connection(record) => self.known_connection(&ConnectionKey::of(record)),
+            Observation::Drop(drop) => self.known_denied(&DeniedKey::of(drop)),
             _ => Known::default(),
         }
+    }
+
+    fn known_connection(&self, key: &ConnectionKey) -> Known {
+        let live = self.connections.find(key).and_then(|slot| self.connections.get(slot));
+        let ended = || self.ended.back().filter(|connection| connection.key == *key);
+        let Some(connection) = live.or_else(ended) else { return Known::default() };
+        let tuple = connection.reported();
+        let extra = connection.extra.as_ref();
+        let settled = match &connection.ends {
+            [Some(source), Some(dest)] if connection.flags.has(Flags::SETTLED) => Some(Ends {
+                ends: [source.clone(), dest.clone()],
+                service: connection.service.clone(),
+                local: [Flags::LOCAL_SRC, Flags::LOCAL_DST].map(|local| connection.flags.has(local)),
+                unpoliced: connection.flags.has(Flags::UNPOLICED_DST),
+            }),
+            _ => None,
+        };
+        let domains = match settled {
+            Some(_) => extra.and_then(|extra| extra.domains.clone()),
+            None => self.domains.of(tuple.addresses.src, tuple.addresses.dst, connection.began),
+        };
+        let now = [0, 1].map(|side| Some(&extra?.pending[side].as_ref()?.pending));
+        Known {
+            began: Some(connection.began),
+            ends: connection.ends.clone(),
+            settled,
+            original_dst: Some((connection.key.original.dst, connection.key.original.dst_port)),
+            pending: self.known_pending(tuple, now, &connection.evaluations),
+            evaluations: connection.evaluations.clone(),
+            processes: self.joins.processes_of(connection, live.is_none()),
+            domains,
+            nat_port: rules::nat_port(&tuple.addresses, connection.snat_port),
+        }
+    }
+
+    fn known_denied(&self, key: &DeniedKey) -> Known {
+        let Some(denied) = self.denied.get(key) else { return Known::default() };
+        let Addresses { src, dst, .. } = key.tuple.addresses;
+        let settled = match &denied.ends {
+            [Some(source), Some(dest)] if denied.settled => Some(Ends {
+                ends: [source.clone(), dest.clone()],
+                service: denied.service.clone(),
+                local: denied.local,
+                unpoliced: denied.unpoliced,
+            }),
+            _ => None,
+        };
+        let domains = match settled {
+            Some(_) => denied.domains.clone(),
+            None => self.domains.of(src, dst, denied.began),
+        };
+        Known {
+            began: Some(denied.began),
+            ends: denied.ends.clone(),
+            settled,
+            original_dst: denied.original.map(|original| (original.dst, original.dst_port)),
+            pending: self.known_pending(key.tuple, [None, None], &denied.evaluations),
+            evaluations: denied.evaluations.clone(),
+            processes: self.joins.processes_of_denied(denied),
+            domains,
+            nat_port: 0,
+        }
+    }
+
+    fn known_pending(
+        &self,
+        tuple: FiveTuple,
+        now: [Option<&Trace>; 2],
+        evaluations: &[Option<Arc<Evaluation>>; 2],
+    ) -> [Option<Trace>; 2] {
+        let directions = [Direction::Egress, Direction::Ingress];
+        [0, 1].map(|side| {
+            let verdict = self.verdicts.get(tuple, directions[side]);
+            rules::pending(verdict, now[side], evaluations[side].as_deref()).cloned()
+        })
     }
 }
 
 pub struct Previewer {
-    settings: Settings,
+    /// For one flow at a time.
+    window: Window,
     plain: PlainAddresses,
     host_addresses: Vec<IpAddr>,
+    nothing_evaluated: Evaluation,
+    empty: Trace,
 }
 
 /// What of an observation makes a preview.
@@ -99,11 +164,67 @@ struct Seen {
     addresses: Addresses,
     original_dst: (IpAddr, u16),
     counters: Directional,
+    drop_reason: Option<Arc<str>>,
+}
+
+impl Seen {
+    fn of(observation: &Observation) -> Option<Self> {
+        Some(match observation {
+            Observation::Connection(record) => Self {
+                event: match record.event {
+                    ConnectionEvent::New => PreviewEvent::Start,
+                    _ => PreviewEvent::End,
+                },
+                proto: record.proto,
+                addresses: Addresses {
+                    dst: record.reply.src,
+                    dst_port: record.reply.src_port,
+                    ..record.original
+                },
+                original_dst: (record.original.dst, record.original.dst_port),
+                counters: record.counters,
+                drop_reason: None,
+            },
+            Observation::Drop(drop) => {
+                let addresses = drop.tuple.addresses;
+                Self {
+                    event: PreviewEvent::Drop,
+                    proto: drop.tuple.proto,
+                    addresses,
+                    original_dst: drop.original.map_or((addresses.dst, addresses.dst_port), |original| {
+                        (original.dst, original.dst_port)
+                    }),
+                    counters: Directional {
+                        original: Counters::new(drop.packets, drop.bytes),
+                        reply: Counters::default(),
+                    },
+                    drop_reason: Some(drop.reason.clone()),
+                }
+            }
+            _ => return None,
+        })
+    }
 }
 
 impl Previewer {
     pub fn new(settings: Settings, host_addresses: Vec<IpAddr>) -> Self {
-        Self { settings, plain: PlainAddresses::new(), host_addresses }
+        let settings = Settings {
+            level_for_allowed: Level::None,
+            level_for_denied: Level::None,
+            enabled_for_allowed: true,
+            enabled_for_denied: true,
+            include_labels: true,
+            include_service: true,
+            filters: Rules::default(),
+            ..settings
+        };
+        Self {
+            window: Window::new(settings, Timestamp::MIN, 1),
+            plain: PlainAddresses::new(),
+            host_addresses,
+            nothing_evaluated: Evaluation::default(),
+            empty: Trace::default(),
+        }
     }
 
     /// Whether [`Self::preview`] may make something of it: looks at no snapshot.
@@ -117,145 +238,85 @@ impl Previewer {
         }
     }
 
+    fn ends(&self, seen: &Seen, at: Timestamp, known: &Known, snapshot: &Snapshot) -> Ends {
+        if let Some(settled) = &known.settled {
+            return settled.clone();
+        }
+        let flow = Unnamed {
+            proto: seen.proto,
+            addresses: seen.addresses,
+            original_dst: known.original_dst.unwrap_or(seen.original_dst),
+            began: known.began.unwrap_or(at),
+            known: &known.ends,
+        };
+        let (cluster, settings) = (&snapshot.cluster, self.window.settings());
+        let mut named = name(cluster, settings, &self.plain, &self.host_addresses, &flow);
+        name_host_pods(cluster, &mut named.ends, &known.processes, flow.began);
+        named
+    }
+
     /// `None`: not shown, or neither end is here.
     pub fn preview(
-        &self,
+        &mut self,
         observation: &Observation,
         at: Timestamp,
         known: &Known,
         snapshot: &Snapshot,
     ) -> Option<(PreviewEvent, FlowLog)> {
-        if !Self::is_shown(observation) {
-            return None;
-        }
-        let mut drop_reasons = Vec::new();
-        let seen = match observation {
-            Observation::Connection(record) => Seen {
-                event: match record.event {
-                    ConnectionEvent::New => PreviewEvent::Start,
-                    _ => PreviewEvent::End,
-                },
-                proto: record.proto,
-                addresses: Addresses {
-                    dst: record.reply.src,
-                    dst_port: record.reply.src_port,
-                    ..record.original
-                },
-                original_dst: (record.original.dst, record.original.dst_port),
-                counters: record.counters,
-            },
-            Observation::Drop(drop) => {
-                drop_reasons.push(drop.reason.clone());
-                let addresses = drop.tuple.addresses;
-                Seen {
-                    event: PreviewEvent::Drop,
-                    proto: drop.tuple.proto,
-                    addresses,
-                    original_dst: drop.original.map_or((addresses.dst, addresses.dst_port), |original| {
-                        (original.dst, original.dst_port)
-                    }),
-                    counters: Directional {
-                        original: Counters::new(drop.packets, drop.bytes),
-                        reply: Counters::default(),
-                    },
-                }
-            }
-            _ => return None,
+        let seen = Seen::of(observation).filter(|_| Self::is_shown(observation))?;
+        let Ends { ends: [source, dest], service, local, unpoliced } = self.ends(&seen, at, known, snapshot);
+        let evaluations = [(0, &source), (1, &dest)].map(|(side, own)| {
+            let unjudged = || rules::is_unjudged(own, side, unpoliced).then_some(&self.nothing_evaluated);
+            known.evaluations[side].as_deref().or_else(unjudged)
+        });
+        let (side, action, policy_mismatch) = if seen.event == PreviewEvent::Drop {
+            let DropOwner { side, is_explained } = rules::owner_of_drop(local, evaluations)?;
+            (side, Action::Deny, rules::mismatch_of_dropped(evaluations[side], is_explained))
+        } else {
+            let side = (0..2).find(|&side| local[side])?;
+            let replied = seen.counters.reply.packets > 0;
+            (side, Action::Allow, rules::mismatch_of_allowed(evaluations[side], replied))
         };
-        let flow = Unnamed {
+        let reporter = REPORTERS[side];
+        let (incoming, outgoing) = rules::toward(reporter, seen.counters);
+        let own = [&source, &dest][side];
+        let has_pending = rules::has_pending(self.window.settings(), own);
+        let has_domains = side == 0 && rules::has_domains(local[0], &dest);
+        let report = Report {
+            reporter,
+            action,
             proto: seen.proto,
             addresses: seen.addresses,
-            original_dst: seen.original_dst,
-            began: at,
-            known: &[None, None],
+            source: &source,
+            dest: &dest,
+            service: service.as_ref(),
+            evaluation: evaluations[side],
         };
-        let Ends { ends: [source, dest], service, local, .. } =
-            name(&snapshot.cluster, &self.settings, &self.plain, &self.host_addresses, &flow);
-        let is_drop = seen.event == PreviewEvent::Drop;
-        let evaluation = |side: usize| known.evaluations[side].as_deref();
-        let denies = |side: usize| evaluation(side).is_some_and(Evaluation::denies);
-        let explained = is_drop && (0..2).any(|side| local[side] && denies(side));
-        let side = match local {
-            [false, false] => return None,
-            [true, false] => 0,
-            [false, true] => 1,
-            // What nobody's policies explain happened to what came furthest.
-            [true, true] if is_drop => usize::from(!denies(0)),
-            [true, true] => 0,
+        let contribution = Contribution {
+            incoming,
+            outgoing,
+            seen: true,
+            started: seen.event != PreviewEvent::End,
+            completed: seen.event == PreviewEvent::End,
+            touched: true,
+            source_ip: Some(seen.addresses.src),
+            dest_ip: Some(seen.addresses.dst),
+            nat_port: known.nat_port,
+            first_seen: (at, 0),
+            source_labels: Some(&source.labels),
+            dest_labels: Some(&dest.labels),
+            all: evaluations[side].map(|evaluation| &evaluation.all),
+            pending: has_pending.then(|| known.pending[side].as_ref().unwrap_or(&self.empty)),
+            drop_reasons: seen.drop_reason.as_slice(),
+            policy_mismatch,
+            process: known.processes[side].as_deref(),
+            domains: known.domains.as_deref().filter(|_| has_domains).unwrap_or_default(),
+            ..Contribution::default()
         };
-        let (reporter, incoming, outgoing) = match side {
-            0 => (Reporter::Src, seen.counters.reply, seen.counters.original),
-            _ => (Reporter::Dst, seen.counters.original, seen.counters.reply),
-        };
-        let certain = evaluation(side).filter(|evaluation| !evaluation.unknown);
-        let replied = seen.counters.reply.packets > 0;
-        let policy_mismatch = certain.map(|evaluation| match is_drop {
-            true => !explained,
-            false => evaluation.denies() && replied,
-        });
-        let own = [&source, &dest][side];
-        let has_pending =
-            self.settings.pending_policies != PendingPolicies::None && own.kind != EndpointKind::Hep;
-        let policies =
-            evaluation(side).filter(|_| self.settings.include_policies).map(|evaluation| Policies {
-                enforced: evaluation.enforced.clone(),
-                pending: has_pending.then(|| evaluation.pending.clone()),
-                all: evaluation.all.clone(),
-            });
-        let outside = matches!(dest.kind, EndpointKind::Ns | EndpointKind::Net);
-        let domains = known.domains.iter().filter(|_| side == 0 && outside).flat_map(|names| names.iter());
-        let dest_domains = domains.take(self.settings.domains_limit).cloned().collect();
-        let process = known.processes[side].as_deref();
-        let process =
-            process.map(|process| columns(process, self.settings.process_args_limit)).unwrap_or_default();
-        Some((
-            seen.event,
-            FlowLog {
-                source: end(&source, seen.addresses.src, seen.addresses.src_port),
-                dest: end(&dest, seen.addresses.dst, seen.addresses.dst_port),
-                nat_outgoing_ports: Vec::new(),
-                service,
-                hide_service_port_name: false,
-                dest_domains,
-                proto: seen.proto,
-                action: if is_drop { Action::Deny } else { Action::Allow },
-                reporter,
-                policies,
-                incoming,
-                outgoing,
-                num_flows: 1,
-                num_flows_started: u64::from(seen.event != PreviewEvent::End),
-                num_flows_completed: u64::from(seen.event == PreviewEvent::End),
-                process,
-                tcp: TcpColumns::default(),
-                drop_reasons,
-                policy_mismatch,
-            },
-        ))
-    }
-}
-
-/// One process.
-fn columns(process: &Process, most_args: usize) -> ProcessColumns {
-    ProcessColumns {
-        name: Some(process.name.clone()),
-        num_names: 1,
-        id: Some(process.pid.to_string().into()),
-        num_ids: 1,
-        args: process.args.iter().take(most_args).cloned().collect(),
-        num_args: process.args.len() as u64,
-    }
-}
-
-fn end(endpoint: &Arc<Endpoint>, ip: IpAddr, port: u16) -> FlowEnd {
-    FlowEnd {
-        kind: endpoint.kind,
-        namespace: endpoint.namespace.clone(),
-        name: Some(endpoint.name.clone()),
-        name_aggr: endpoint.name_aggr.clone(),
-        ip: Some(ip),
-        port: Some(port),
-        labels: Some(endpoint.labels.clone()),
-        ips: Vec::new(),
+        let record = self.window.attach(&report);
+        self.window.fold(record, &contribution);
+        self.window.detach(record);
+        let (mut logs, _) = self.window.flush(at, 0, |_| {});
+        Some((seen.event, logs.records.pop()?))
     }
 }

@@ -15,7 +15,8 @@ use crate::aggregate::Level;
 use crate::cluster::{Cluster, Object, Pod};
 use crate::filter::Rules;
 use crate::model::{
-    Action, FlowLog, FlowSide, Icmp, Labels, ProcessRecord, Proto, Reporter, TcpRecord, TcpState,
+    Action, EndpointKind, FlowLog, FlowSide, Icmp, Labels, ProcessRecord, Proto, Reporter, TcpRecord,
+    TcpState,
 };
 
 fn ip(last: u8) -> IpAddr {
