@@ -219,7 +219,7 @@ fn observe(
     if let (Some(log), Observation::Dns(record)) = (log, observation)
         && pipeline.believes(record.server, snapshot)
     {
-        log.window.observe(record, at, &snapshot.cluster);
+        log.window.observe(record, at, &snapshot.cluster, pipeline.asker(record));
     }
 }
 

@@ -63,7 +63,7 @@ impl<'a> DnsReplay<'a> {
         if let (Observation::Dns(record), Some(window)) = (observation, &mut self.window)
             && pipeline.believes(record.server, snapshot)
         {
-            window.observe(record, at, &snapshot.cluster);
+            window.observe(record, at, &snapshot.cluster, pipeline.asker(record));
             self.unflushed = true;
         }
     }

@@ -223,6 +223,7 @@ mod tests {
 
     fn answer(question: &str, answers: &[(&str, &str, &str, u32)]) -> DnsRecord {
         DnsRecord {
+            client_port: None,
             client: CLIENT,
             server: ip(53),
             question: question.into(),

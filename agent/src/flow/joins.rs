@@ -16,7 +16,7 @@ use lru::LruCache;
 
 use crate::model::{Addresses, FiveTuple, FlowSide, Process, ProcessRecord, Proto, TcpRecord, TcpSample};
 
-use super::{Connection, Denied, Flags};
+use super::{Askers, Connection, Denied, Flags};
 
 /// Bytes of a process's name, or path, that are kept.
 const NAME_BYTES: usize = 1024;
@@ -135,6 +135,7 @@ pub struct Joins {
     entries: HashMap<Pair, Entry, RandomState>,
     limit: usize,
     processes: LruCache<u32, Arc<Process>>,
+    pub askers: Askers,
     pub stats: JoinStats,
 }
 
@@ -144,6 +145,7 @@ impl Joins {
             entries: HashMap::default(),
             limit,
             processes: LruCache::new(KNOWN_PROCESSES),
+            askers: Askers::default(),
             stats: JoinStats::default(),
         }
     }
@@ -313,6 +315,7 @@ impl Joins {
 
     /// Every flow of the window has taken what is its own.
     pub fn close_window(&mut self) {
+        self.askers.close_window();
         let stats = &mut self.stats;
         self.entries.retain(|_, entry| {
             let waiting = entry.tcp.iter().flatten().count() as u64;

@@ -5,6 +5,7 @@
 //! fold, exact over resets, re-openings and adoption. Always: every table is bounded and says what it refused.
 //! Not here: names (the pipeline gives them), keys and windows (`aggregate`).
 
+mod askers;
 mod connection;
 mod denied;
 mod domains;
@@ -12,6 +13,7 @@ mod joins;
 mod table;
 mod verdicts;
 
+pub use askers::{Askers, DNS_PORT};
 pub use connection::{Connection, ConnectionKey, Extra, Flags};
 pub use denied::{DENIED_FLOW_LIFETIME, Denied, DeniedKey, DeniedTable, is_filter_reason};
 pub use domains::{Domains, TTL_FLOOR};

@@ -143,6 +143,8 @@ pub struct DnsAnswer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsRecord {
     pub client: IpAddr,
+    /// Where the client asked from; a recording need not say.
+    pub client_port: Option<(Proto, u16)>,
     pub server: IpAddr,
     pub question: Arc<str>,
     /// What was asked for; a recording need not say.

@@ -3,7 +3,8 @@
 //! In: DNS observations with the cluster at that time. Out: at its own flush, sorted [`DnsLogs`]. Always: a lookup is
 //! in exactly one record, or in `unlogged`; servers of one record are merged, labels intersected; records, their
 //! answers and their memory are bounded. Kind 0 keeps clients apart by pod, kind 1 by the prefix of their names.
-//! Lookups by clients that are not this node's make no line, like flows; where there is no cluster all do.
+//! Lookups by clients that are not this node's make no line, like flows; where there is no cluster all do. The node's own
+//! are of the pod on its host network that asked, where its process is known by the time of the answer.
 //! Not here: capture, JSON, files.
 
 use std::net::IpAddr;
@@ -17,6 +18,8 @@ use crate::model::{
     DnsEnd, DnsLatency, DnsLog, DnsLogs, DnsRecord, Endpoint, EndpointKind, RrSets, Timestamp, canonical,
     domain_name,
 };
+
+use super::ends::host_pod;
 
 /// What of the configuration the DNS log needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +102,14 @@ impl DnsWindow {
         self.next_settings = Some(settings);
     }
 
-    pub fn observe(&mut self, record: &DnsRecord, at: Timestamp, cluster: &Cluster) {
+    /// `asker`: the pod that the client's process runs in, where that is known.
+    pub fn observe(
+        &mut self,
+        record: &DnsRecord,
+        at: Timestamp,
+        cluster: &Cluster,
+        asker: Option<&Arc<str>>,
+    ) {
         let client = cluster.endpoint_at(record.client, at, self.settings.host_endpoints);
         let is_local = match client {
             Some(client) => {
@@ -111,6 +121,7 @@ impl DnsWindow {
             self.not_local += 1;
             return;
         }
+        let client = client.map(|client| host_pod(cluster, client, asker, at).unwrap_or(client));
         let client = self.end(client.map(|client| &**client), record.client, !self.settings.by_pod);
         let key = Key {
             namespace: client.namespace.clone(),

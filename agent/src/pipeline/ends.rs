@@ -140,21 +140,22 @@ pub(super) fn name_host_pods(
     began: Timestamp,
 ) {
     for (end, process) in ends.iter_mut().zip(processes) {
-        if let Some(pod) = host_pod(cluster, end, process.as_deref(), began) {
+        let uid = process.as_ref().and_then(|process| process.pod_uid.as_ref());
+        if let Some(pod) = host_pod(cluster, end, uid, began) {
             *end = pod.clone();
         }
     }
 }
 
-/// The pod on the host network that an end of the node's own is.
+/// The pod on the host network that an end is: only one of the node's own may be. `uid`: of the pod that a process there
+/// runs in.
 pub(super) fn host_pod<'a>(
     cluster: &'a Cluster,
     end: &Endpoint,
-    process: Option<&Process>,
+    uid: Option<&Arc<str>>,
     at: Timestamp,
 ) -> Option<&'a Arc<Endpoint>> {
-    let uid = process.filter(|_| end.is_bare_node)?.pod_uid.as_ref()?;
-    cluster.host_pod_at(uid, at)
+    cluster.host_pod_at(uid.filter(|_| end.is_bare_node)?, at)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! the same inputs give the same output. The daemon, `replay`, the tests and the benches call
 //! nothing else. Not here: clocks, channels, files, JSON.
 
+mod askers;
 mod dns_log;
 mod ends;
 mod fold;
@@ -250,7 +251,7 @@ impl Pipeline {
                 self.stats.verdicts_forgotten += u64::from(self.verdicts.observe(verdict, self.at));
             }
             Observation::Tcp(record) => self.joins.observe_tcp(record),
-            Observation::Process(record) => self.joins.observe_process(record),
+            Observation::Process(record) => self.observe_process(record, snapshot),
             Observation::Dns(record) => {
                 if self.trusted.believes(record.server, &snapshot.cluster) {
                     self.domains.observe(record, self.at);
@@ -266,6 +267,7 @@ impl Pipeline {
     }
 
     fn observe_connection(&mut self, record: &ConnectionRecord, snapshot: &Snapshot) {
+        self.observe_translation(record, snapshot);
         let key = ConnectionKey::of(record);
         let mut slot = self.connections.find(&key);
         match record.event {

@@ -4,10 +4,11 @@
 //! one flow at level 0: what a window that holds nothing else makes of it, by the rules of lines (`ends.rs`, `rules.rs`),
 //! so that a preview says what the line will, as far as both know the same. Always: the pipeline is looked at and not
 //! changed, so that watching changes no line. A preview is what is known now: names may still become better until the
-//! flush; counters of an end are the connection's own from its beginning; a process (and with it the name of a pod on the host network) is often told just after the connection,
-//! so that only its end has it; policies are those that the pipeline evaluated when the flow began (`None` where it did
-//! not); TCP statistics are in lines alone. A connection with two local ends is shown once, by its source; a drop by
-//! the end that it belongs to. Labels and services are shown also where the file leaves them out.
+//! flush; counters of an end are the connection's own from its beginning; a process (and with it the name of a pod on the
+//! host network) is often told just after the connection, so that only its end has it; policies are those that the
+//! pipeline evaluated when the flow began (`None` where it did not); TCP statistics are in lines alone. A connection with
+//! two local ends is shown once, by its source; a drop by the end that it belongs to. Labels and services are shown also
+//! where the file leaves them out.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -216,7 +216,7 @@ pub struct DnsLogLine {
     pub r#type: DnsLineType,
     /// How many lookups there were.
     pub count: u64,
-    /// The pod that asked. `"-"` with `dnsLogsFileAggregationKind` 1.
+    /// The pod that asked, on the host network too where its process is known (else the node). `"-"` with `dnsLogsFileAggregationKind` 1.
     #[serde(default)]
     pub client_name: Option<String>,
     /// Its `generateName` and `*`, or its name; `pub` or `pvt` where it is no endpoint.

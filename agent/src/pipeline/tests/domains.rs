@@ -28,6 +28,7 @@ pub(super) fn lookup(client: u8, answer: u8, name: u8, ttl_s: u8) -> DnsRecord {
     }
     DnsRecord {
         client: ip(client),
+        client_port: None,
         server: ip(3),
         question,
         qtype: Some("A".into()),
@@ -98,7 +99,7 @@ proptest! {
             unlogged += logs.unlogged;
         };
         for (n, (client, answer, name, ttl_s)) in lookups.iter().enumerate() {
-            window.observe(&lookup(*client, *answer, *name, *ttl_s), Timestamp(0), &snapshot.cluster);
+            window.observe(&lookup(*client, *answer, *name, *ttl_s), Timestamp(0), &snapshot.cluster, None);
             if n % flush_every == 0 {
                 close(&mut window);
             }

@@ -91,6 +91,7 @@ fn a_start_has_its_policies_and_domains_and_an_end_its_process_too() {
     let mut watched = Watched::new();
     watched.see(&Observation::Dns(DnsRecord {
         client: ip(1),
+        client_port: None,
         server: ip(9),
         question: "a.example".into(),
         qtype: None,

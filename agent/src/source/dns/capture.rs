@@ -23,7 +23,7 @@ use super::matcher::{MatchStats, Matcher};
 use super::packet::{self, Fault, PORT, Payload};
 use super::ring::{RETIRE, Ring};
 use super::stream::Streams;
-use crate::model::{Observation, Timestamp};
+use crate::model::{Observation, Proto, Timestamp};
 
 /// Lookups that may wait for the pipeline.
 const QUEUE: usize = 16 << 10;
@@ -260,12 +260,14 @@ impl Reader {
 pub fn take(bytes: &[u8], at: Timestamp, matcher: &mut Matcher, streams: &mut Streams) -> Result<(), Fault> {
     let sent = packet::open(bytes)?;
     match sent.payload {
-        Payload::Datagram(payload) => matcher.message(sent.from, sent.to, packet::message(payload)?, at),
+        Payload::Datagram(payload) => {
+            matcher.message(Proto::UDP, sent.from, sent.to, packet::message(payload)?, at);
+        }
         Payload::Segment { sequence, begins, ends, bytes } => {
             let mut fault = None;
             streams.segment((sent.from, sent.to), sequence, begins, ends, bytes, |payload| {
                 match packet::message(payload) {
-                    Ok(message) => matcher.message(sent.from, sent.to, message, at),
+                    Ok(message) => matcher.message(Proto::TCP, sent.from, sent.to, message, at),
                     Err(error) => fault = Some(error),
                 }
             });

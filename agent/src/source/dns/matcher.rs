@@ -15,7 +15,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
 use super::packet::Message;
-use crate::model::{DnsRecord, Timestamp};
+use crate::model::{DnsRecord, Proto, Timestamp};
 
 /// How long copies of an answer are waited for.
 pub const HOLD: Duration = Duration::from_millis(50);
@@ -91,10 +91,17 @@ impl Matcher {
         hasher.finish()
     }
 
-    pub fn message(&mut self, from: SocketAddr, to: SocketAddr, message: Message, at: Timestamp) {
+    pub fn message(
+        &mut self,
+        proto: Proto,
+        from: SocketAddr,
+        to: SocketAddr,
+        message: Message,
+        at: Timestamp,
+    ) {
         let key = self.key(&message);
         if message.is_answer {
-            self.answer(key, to, from, message, at);
+            self.answer(key, proto, (to, from), message, at);
         } else {
             self.question(key, from, to, at);
         }
@@ -124,7 +131,14 @@ impl Matcher {
         self.questions.push_back(Question { key, at, client, server, answered: false });
     }
 
-    fn answer(&mut self, key: Key, client: SocketAddr, server: SocketAddr, message: Message, at: Timestamp) {
+    fn answer(
+        &mut self,
+        key: Key,
+        proto: Proto,
+        (client, server): (SocketAddr, SocketAddr),
+        message: Message,
+        at: Timestamp,
+    ) {
         let gone = self.answers_gone;
         if self.given.get(&key).is_some_and(|places| places.len() >= ALIKE) {
             self.stats.overflow += 1;
@@ -150,6 +164,7 @@ impl Matcher {
         self.given.entry(key).or_default().push(gone + self.answers.len() as u64);
         let record = DnsRecord {
             client: client.ip(),
+            client_port: Some((proto, client.port())),
             server: server.ip(),
             question: message.question,
             qtype: Some(message.kind),
@@ -202,6 +217,7 @@ impl Matcher {
             let empty = DnsRecord { answers: Vec::new(), ..answer.record.clone() };
             let mut record = std::mem::replace(&mut answer.record, empty);
             record.client = answer.client.ip();
+            record.client_port = record.client_port.map(|(proto, _)| (proto, answer.client.port()));
             // 0 says that it was not measured.
             record.latency_us =
                 latency.map_or(0, |latency| u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1));

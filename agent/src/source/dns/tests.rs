@@ -9,7 +9,7 @@ use simple_dns::rdata::{A, CNAME, RData};
 use simple_dns::{CLASS, Name, Packet, QCLASS, QTYPE, Question, RCODE, ResourceRecord, TYPE};
 
 use super::*;
-use crate::model::{DnsRecord, Timestamp};
+use crate::model::{DnsRecord, Proto, Timestamp};
 
 fn at(ms: u64) -> Timestamp {
     Timestamp(0).plus(Duration::from_millis(ms))
@@ -112,6 +112,7 @@ fn copies_before_and_after_nat_are_one_lookup_of_the_client_with_the_server_that
     ]);
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0].client, end("10.0.0.1:1").ip());
+    assert_eq!(told[0].client_port, Some((Proto::UDP, 4000)), "the client's own, not a translated one");
     assert_eq!(told[0].server, end("10.1.2.53:1").ip());
     assert_eq!(told[0].latency_us, 6000);
     assert_eq!((stats.lookups, stats.copies, stats.unasked), (1, 4, 0));
@@ -156,6 +157,7 @@ fn over_tcp_in_segments() {
     ]);
     assert_eq!(told.len(), 1);
     assert_eq!((&*told[0].rcode, told[0].latency_us), ("ServFail", 4000));
+    assert_eq!(told[0].client_port, Some((Proto::TCP, 4000)));
 }
 
 #[test]

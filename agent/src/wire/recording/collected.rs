@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DnsAnswer, DnsRecord, FiveTuple, FlowSide, Observation, ProcessRecord, TcpRecord};
+use crate::model::{DnsAnswer, DnsRecord, FiveTuple, FlowSide, Observation, ProcessRecord, Proto, TcpRecord};
 
 use super::Line;
 use super::error::Fault;
@@ -144,6 +144,11 @@ struct Answer {
 #[serde(deny_unknown_fields)]
 pub struct Dns {
     client: Ip,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    client_port: Option<Port>,
+    /// Of the client's port; udp where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    proto: Option<ProtoName>,
     server: Ip,
     question: Arc<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -165,6 +170,8 @@ impl Dns {
         });
         Self {
             client: Ip(record.client),
+            client_port: record.client_port.map(|(_, port)| Port(port)),
+            proto: record.client_port.map(|(proto, _)| ProtoName(proto)),
             server: Ip(record.server),
             question: record.question.clone(),
             qtype: record.qtype.clone(),
@@ -184,6 +191,7 @@ impl Dns {
         });
         Line::Observation(Observation::Dns(DnsRecord {
             client: self.client.0,
+            client_port: self.client_port.map(|port| (self.proto.map_or(Proto::UDP, |p| p.0), port.0)),
             server: self.server.0,
             question: self.question,
             qtype: self.qtype,

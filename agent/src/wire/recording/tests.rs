@@ -166,6 +166,7 @@ fn drop_verdict_tcp_process_dns_lost() {
         ),
         Observation::Dns(DnsRecord {
             client: "10.0.0.1".parse().unwrap(),
+            client_port: None,
             server: "fd00::a".parse().unwrap(),
             question: "a.example".into(),
             qtype: None,
@@ -184,6 +185,15 @@ fn drop_verdict_tcp_process_dns_lost() {
         observation(r#""lost":{"stage":"ring","events":3}"#),
         Observation::Lost { stage: "ring".into(), events: 3 }
     );
+    let asked_from = |fields: &str| match observation(&format!(
+        r#""dns":{{"client":"10.0.0.1",{fields}"server":"10.0.0.9","question":"a.example","rcode":"NoError",
+            "latency_us":0,"answers":[]}}"#
+    )) {
+        Observation::Dns(record) => record.client_port,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(asked_from(r#""client_port":4000,"#), Some((Proto::UDP, 4000)));
+    assert_eq!(asked_from(r#""client_port":4000,"proto":"tcp","#), Some((Proto::TCP, 4000)));
 }
 
 #[test]
@@ -495,11 +505,12 @@ fn any_observation() -> impl Strategy<Value = Observation> {
         data,
         ttl_s,
     });
-    let asked = (option::of(text()), option::of(text()));
+    let asked = (option::of(text()), option::of(text()), option::of((any::<u8>(), any::<u16>())));
     let dns = (tuple(), text(), asked, text(), any::<u64>(), vec(answer, 0..3)).prop_map(
-        |(tuple, question, (qtype, qclass), rcode, latency_us, answers)| {
+        |(tuple, question, (qtype, qclass, port), rcode, latency_us, answers)| {
             Observation::Dns(DnsRecord {
                 client: tuple.addresses.src,
+                client_port: port.map(|(proto, port)| (Proto(proto), port)),
                 server: tuple.addresses.dst,
                 question,
                 qtype,
