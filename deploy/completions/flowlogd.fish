@@ -104,7 +104,7 @@ complete -c flowlogd -n "__fish_flowlogd_using_subcommand observe" -l width -d '
 complete -c flowlogd -n "__fish_flowlogd_using_subcommand observe" -l color -r -f -a "auto\t'On a terminal, unless NO_COLOR is set'
 always\t''
 never\t''"
-complete -c flowlogd -n "__fish_flowlogd_using_subcommand observe" -l socket -d 'The agent\'s live socket [default: the field flowLogsLiveSocketPath]' -r -F
+complete -c flowlogd -n "__fish_flowlogd_using_subcommand observe" -l socket -d 'The agent\'s live socket [default: the field flowLogsLiveSocketPath of file, environment or --set; the cluster is not asked]' -r -F
 complete -c flowlogd -n "__fish_flowlogd_using_subcommand observe" -l filter -d 'A filter, such as \'namespace=shop not (port=53 or action=allow)\'; repeatable, all are needed' -r
 complete -c flowlogd -n "__fish_flowlogd_using_subcommand observe" -l namespace -d 'Namespace of a pod, network set or host endpoint [--from-, --to-, --not-]' -r
 complete -c flowlogd -n "__fish_flowlogd_using_subcommand observe" -l from-namespace -d 'As --namespace' -r

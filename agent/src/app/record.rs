@@ -1,9 +1,10 @@
 //! Live observations, and the cluster's objects, as a recording that `replay` understands.
 //!
-//! In: the node's sources; manifests or an API server. Out: lines of a recording: first the objects that there are, then
-//! what is observed (DNS too, where it is configured) and what changes among the objects; a `flush` line at each flush interval, after the counters of all
-//! live connections. Always: a line is written whole; the recording ends after a sweep; an API server that does not
-//! answer delays the start by [`PATIENCE`] and no more.
+//! In: the node's sources; manifests or an API server; the configuration of the start, the cluster's layers among it.
+//! Out: lines of a recording: first the objects that there are, then what is observed (DNS too, where it is configured)
+//! and what changes among the objects; a `flush` line at each flush interval, after the counters of all live connections.
+//! Always: a line is written whole; the recording ends after a sweep; here an API server that does not answer delays the
+//! start by [`PATIENCE`] and no more; a configuration object that changes is recorded, and acts on nothing here.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -119,7 +120,7 @@ pub fn record(
     }
 }
 
-/// As in the daemon: where the configuration asks for names or for the DNS log.
+/// As the daemon at its start: where the configuration asks for names or for the DNS log.
 fn capture(config: &Config) -> Option<Capture> {
     let wanted = config.dns_logs_file_enabled || config.flow_logs_collect_dest_domains;
     let capture = wanted.then(Capture::start)?;

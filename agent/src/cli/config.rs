@@ -35,8 +35,8 @@ pub fn run(global: &Global, mut layers: Layers, args: &ConfigArgs) -> anyhow::Re
     Ok(exit.code())
 }
 
-/// The layers of manifests, or of the API server where there is one. If it does not answer, what is known is shown
-/// still, and the exit code says that it is not all.
+/// The layers of manifests, or of the API server where there is one. If it does not answer, what is known holds still,
+/// and the exit code says that it is not all.
 pub(super) fn add_cluster(global: &Global, layers: &mut Layers) -> anyhow::Result<Exit> {
     let resources = if !global.cluster.is_empty() {
         let manifests = watch::load(&global.cluster, true)
@@ -54,7 +54,7 @@ pub(super) fn add_cluster(global: &Global, layers: &mut Layers) -> anyhow::Resul
         match asked.map_err(|error| Failure::new(super::exit::of_server(&error), error))? {
             Ok(resources) => resources,
             Err(error) => {
-                warn!(%server, %error, "the cluster's layers are not known: what is shown lacks them");
+                warn!(%server, %error, "the cluster's layers are not known: the configuration lacks them");
                 return Ok(Exit::Unavailable);
             }
         }

@@ -152,7 +152,7 @@ fn dispatch(mut cli: Cli) -> anyhow::Result<u8> {
     match &mut cli.verb {
         Verb::Run(args) => run::run(&cli.global, layers, args),
         Verb::Replay(args) => replay::run(&cli.global, layers, args),
-        Verb::Record(args) => record::run(&cli.global, &resolved, args),
+        Verb::Record(args) => record::run(&cli.global, layers, args),
         Verb::Observe(args) => observe::run(&resolved, args),
         Verb::Check(args) => check::run(&cli.global, layers, args),
         Verb::Config(args) => config::run(&cli.global, layers, args),

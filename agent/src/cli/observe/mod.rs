@@ -2,7 +2,8 @@
 //!
 //! In: the agent's live socket, files (rotated ones too) or stdin; a filter. Out: a table on a terminal, the lines
 //! themselves where stdout is piped; or a summary (`--top`). Always: lines that are none are left out and counted on
-//! stderr; a reader that went away (`| head`) ends it with 0; memory is bounded whatever the input.
+//! stderr; a reader that went away (`| head`) ends it with 0; memory is bounded whatever the input. The API server is not
+//! asked: what is shown is as the agent is configured; only where its socket is must be known here.
 //! Not here: the agent's side of the socket (`sink/live.rs`), the language of filters (`filter`).
 
 mod files;
@@ -76,7 +77,7 @@ pub struct ObserveArgs {
     /// Show times in UTC instead of this host's zone
     #[arg(long)]
     pub utc: bool,
-    /// The agent's live socket [default: the field flowLogsLiveSocketPath]
+    /// The agent's live socket [default: the field flowLogsLiveSocketPath of file, environment or --set; the cluster is not asked]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     #[command(flatten)]
