@@ -12,4 +12,4 @@ mod window;
 
 pub use level::{Level, RecordKey, RecordParts, Report, overflow_parts, parts};
 pub use settings::{DnsSettings, IdleFlows, PendingPolicies, PrivateNetworks, Settings};
-pub use window::{Contribution, RecordId, Window, WindowStats};
+pub use window::{Contribution, Decided, RecordId, Window, WindowStats};

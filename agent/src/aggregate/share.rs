@@ -268,14 +268,15 @@ impl Shares {
         self.all().all(|share| share.is_silent(suppress))
     }
 
-    /// Traffic toward and from the reporters.
-    pub(super) fn traffic(&self) -> Counters {
-        let mut sum = Counters::default();
+    /// Traffic toward and from the reporters, and how many flows started.
+    pub(super) fn sums(&self) -> (Counters, Counters, u64) {
+        let (mut incoming, mut outgoing, mut started) = (Counters::default(), Counters::default(), 0_u64);
         for share in self.all() {
-            sum += share.incoming;
-            sum += share.outgoing;
+            incoming += share.incoming;
+            outgoing += share.outgoing;
+            started = started.saturating_add(share.started);
         }
-        sum
+        (incoming, outgoing, started)
     }
 
     /// One share a line: the first names up to the limit, and one for all others. Flows of which no process is known

@@ -15,7 +15,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
 use crate::model::{
-    Counters, FlowEnd, FlowLog, FlowLogs, Labels, Policies, Process, TcpSample, Timestamp, Trace,
+    Counters, FlowEnd, FlowLog, FlowLogs, Labels, Policies, Process, Reporter, TcpSample, Timestamp, Trace,
 };
 
 use super::process::Budget;
@@ -60,6 +60,17 @@ pub struct Contribution<'a> {
     /// Of the socket at the reporter's end, in this window.
     pub tcp: Option<&'a TcpSample>,
     pub domains: &'a [Arc<str>],
+}
+
+/// What the rules of one enforced trace decided about in a window.
+#[derive(Clone, Copy, Debug)]
+pub struct Decided<'a> {
+    pub reporter: Reporter,
+    pub enforced: &'a Trace,
+    pub incoming: Counters,
+    pub outgoing: Counters,
+    /// Flows that started.
+    pub started: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -282,12 +293,13 @@ impl Window {
         }
     }
 
-    /// Closes the window at `end`; the next one begins there. `counted` sees every line, before rules leave some out.
+    /// Closes the window at `end`; the next one begins there. `decided` is told of every record that has a trace, also of
+    /// those that are not written.
     pub fn flush(
         &mut self,
         end: Timestamp,
         lost_events: u64,
-        counted: impl FnMut(&FlowLog),
+        mut decided: impl FnMut(Decided<'_>),
     ) -> (FlowLogs, WindowStats) {
         let not_remembered = std::mem::take(&mut self.not_remembered);
         let overflowed = std::mem::take(&mut self.overflowed);
@@ -298,6 +310,10 @@ impl Window {
             if record.shares.is_silent(self.settings.idle_flows == IdleFlows::Suppress) {
                 continue;
             }
+            if let Some(enforced) = &key.trace {
+                let (incoming, outgoing, started) = record.shares.sums();
+                decided(Decided { reporter: key.reporter, enforced, incoming, outgoing, started });
+            }
             let enabled = if key.denied_level {
                 self.settings.enabled_for_denied
             } else {
@@ -307,7 +323,9 @@ impl Window {
                 order.push(id as RecordId);
             } else {
                 stats.filtered_records += 1;
-                stats.filtered += record.shares.traffic();
+                let (incoming, outgoing, _) = record.shares.sums();
+                stats.filtered += incoming;
+                stats.filtered += outgoing;
             }
         }
         let records = &self.records;
@@ -326,7 +344,6 @@ impl Window {
             record.shares = shares;
         }
         stats.process_values_refused = std::mem::take(&mut self.processes).refused;
-        lines.iter().for_each(counted);
         let filters = &self.settings.filters;
         if !filters.is_empty() {
             stats.filtered_by_rule = vec![Default::default(); filters.0.len()];

@@ -566,7 +566,7 @@ impl Pipeline {
         self.stats.joins = self.joins.stats;
         let lost_events = std::mem::take(&mut self.lost_events);
         let used = &mut self.stats.policy_use;
-        let (logs, window) = self.window.flush(now, lost_events, |log| used.count(log));
+        let (logs, window) = self.window.flush(now, lost_events, |decided| used.count(&decided));
         self.count_selected(snapshot);
         self.stats.filtered_records += window.filtered_records;
         self.stats.filtered += window.filtered;

@@ -1,16 +1,17 @@
 //! Which rules the traffic used: packets, bytes and connections by rule and direction, and what each policy selects.
 //!
-//! In: the records of a window, before a filter leaves one out, but without the action that is not written and with the
-//! policies that are (`flowLogsFileEnabledForAllowed`, `...ForDenied`, `...IncludePolicies`); the evaluator. Out: totals since the start. Always: no
-//! more than [`MOST_RULES`] rules are told apart, the rest is counted as one; a connection is counted once per rule
-//! of its enforced trace, in the window in which it started. Names of metrics are `telemetry`'s.
+//! In: the records of a window, also those that are not written (`flowLogsFileEnabledForAllowed`, `...ForDenied`,
+//! filters), as long as records have traces (`flowLogsFileIncludePolicies`); the evaluator. Out: totals since the start.
+//! Always: no more than [`MOST_RULES`] rules are told apart, the rest is counted as one; a connection is counted once per
+//! rule of its enforced trace, in the window in which it started. Names of metrics are `telemetry`'s.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use crate::model::{Counters, Direction, FlowLog, Hit, PolicyKind, Reporter};
+use crate::aggregate::Decided;
+use crate::model::{Counters, Direction, Hit, PolicyKind, Reporter};
 
 /// Distinct rules, actions and directions.
 const MOST_RULES: usize = 2000;
@@ -49,19 +50,18 @@ pub struct PolicyUse {
 }
 
 impl PolicyUse {
-    pub fn count(&mut self, log: &FlowLog) {
-        let Some(policies) = &log.policies else { return };
-        let direction = match log.reporter {
+    pub fn count(&mut self, decided: &Decided<'_>) {
+        let direction = match decided.reporter {
             Reporter::Src => Direction::Egress,
             Reporter::Dst => Direction::Ingress,
         };
-        for hit in policies.enforced.0.iter() {
+        for hit in decided.enforced.0.iter() {
             let rule = UsedRule { hit: hit.clone(), direction };
             let is_full = self.rules.len() >= MOST_RULES && !self.rules.contains_key(&rule);
             let used = if is_full { &mut self.other } else { self.rules.entry(rule).or_default() };
-            used.inbound += log.incoming;
-            used.outbound += log.outgoing;
-            used.connections = used.connections.saturating_add(log.num_flows_started);
+            used.inbound += decided.incoming;
+            used.outbound += decided.outgoing;
+            used.connections = used.connections.saturating_add(decided.started);
         }
     }
 
@@ -77,10 +77,15 @@ impl PolicyUse {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::model::{Action, EndpointKind, FlowEnd, Policies, ProcessColumns, Proto, TcpColumns, Trace};
+    use std::net::IpAddr;
 
-    fn log(rule: i32) -> FlowLog {
+    use super::*;
+    use crate::aggregate::{Contribution, Report, Settings, Window};
+    use crate::model::{
+        Action, Addresses, Endpoint, EndpointKind, Evaluation, Labels, Proto, Timestamp, Trace,
+    };
+
+    fn trace(rule: i32) -> Trace {
         let hit = Hit {
             tier: "default".into(),
             kind: PolicyKind::KubernetesNetworkPolicy,
@@ -89,55 +94,69 @@ mod tests {
             action: Action::Allow,
             rule,
         };
-        FlowLog {
-            policies: Some(Policies { enforced: Trace([hit].into()), ..Policies::default() }),
-            incoming: Counters::new(2, 120),
-            outgoing: Counters::new(1, 60),
-            num_flows_started: 1,
-            source: end(),
-            dest: end(),
-            nat_outgoing_ports: Vec::new(),
-            service: None,
-            hide_service_port_name: false,
-            dest_domains: Vec::new(),
-            proto: Proto::TCP,
-            action: Action::Allow,
-            reporter: Reporter::Dst,
-            num_flows: 1,
-            num_flows_completed: 0,
-            process: ProcessColumns::default(),
-            tcp: TcpColumns::default(),
-            drop_reasons: Vec::new(),
-            policy_mismatch: Some(false),
-        }
+        Trace([hit].into())
     }
 
-    fn end() -> FlowEnd {
-        FlowEnd {
+    fn traffic(n: u64) -> [Counters; 2] {
+        [Counters::new(2 * n, 120 * n), Counters::new(n, 60 * n)]
+    }
+
+    fn count(used: &mut PolicyUse, rule: i32) {
+        let ([incoming, outgoing], reporter) = (traffic(1), Reporter::Dst);
+        used.count(&Decided { reporter, enforced: &trace(rule), incoming, outgoing, started: 1 });
+    }
+
+    #[test]
+    fn what_is_not_written_is_counted_too() {
+        let end = Arc::new(Endpoint {
             kind: EndpointKind::Wep,
             namespace: None,
-            name: None,
+            name: "web-1".into(),
             name_aggr: "web-*".into(),
-            ip: None,
-            port: None,
-            labels: None,
-            ips: Vec::new(),
-        }
+            labels: Labels::default(),
+            node: None,
+            uid: None,
+            created: None,
+            is_bare_node: false,
+            policed: Default::default(),
+        });
+        let settings = Settings { enabled_for_allowed: false, ..Settings::default() };
+        let mut window = Window::new(settings, Timestamp(0), 10);
+        let ip = |last| IpAddr::from([10, 0, 0, last]);
+        let evaluation = Evaluation::of_hits(&trace(3));
+        let record = window.attach(&Report {
+            reporter: Reporter::Dst,
+            action: Action::Allow,
+            proto: Proto::TCP,
+            addresses: Addresses { src: ip(1), dst: ip(2), src_port: 40_000, dst_port: 80 },
+            source: &end,
+            dest: &end,
+            service: None,
+            evaluation: Some(&evaluation),
+        });
+        let [incoming, outgoing] = traffic(1);
+        let flow = Contribution { incoming, outgoing, seen: true, started: true, ..Contribution::default() };
+        window.fold(record, &flow);
+        let mut used = PolicyUse::default();
+        let (logs, _) = window.flush(Timestamp(1), 0, |decided| used.count(&decided));
+        assert!(logs.records.is_empty());
+        let all: Vec<_> = used.rules().map(|(rule, used)| (rule.hit.rule, rule.direction, *used)).collect();
+        let [inbound, outbound] = traffic(1);
+        assert_eq!(all, [(3, Direction::Ingress, RuleUse { inbound, outbound, connections: 1 })]);
     }
 
     #[test]
     fn rules_are_bounded_and_no_count_is_lost() {
         let mut used = PolicyUse::default();
         for rule in 0..3000 {
-            used.count(&log(rule));
-            used.count(&log(0));
+            count(&mut used, rule);
+            count(&mut used, 0);
         }
         assert_eq!(used.rules().count(), MOST_RULES);
         assert_eq!(used.other().connections, 1000);
         let all: u64 = used.rules().map(|(_, rule)| rule.connections).sum();
         assert_eq!(all, 5000);
         let first = used.rules().find(|(rule, _)| rule.hit.rule == 0).map(|(_, used)| *used);
-        let traffic = |n: u64| [Counters::new(2 * n, 120 * n), Counters::new(n, 60 * n)];
         assert_eq!(first.map(|used| [used.inbound, used.outbound]), Some(traffic(3001)));
     }
 }

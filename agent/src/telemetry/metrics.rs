@@ -83,7 +83,7 @@ metrics! {
     live_readers: Gauge(Gauge) = "flowlogd_live_readers";
     /// Lines and events of the live view that readers were too slow for. No line of the file is among them.
     live_lost: Gauge(Counter) = "flowlogd_live_lost_total";
-    /// Packets by the policy rule that decided about them, as Calico's policy metrics name it; a pass counts too.
+    /// Packets by the policy rule that decided about them, as Calico's policy metrics name it; a pass counts too. Of flows without a line too, but not without `flowLogsFileIncludePolicies`.
     policy_rule_packets: RuleFamily(Counter) = "cnx_policy_rule_packets" ["action", "tier", "namespace", "policy", "rule_index", "rule_direction", "traffic_direction"];
     /// Bytes of them.
     policy_rule_bytes: RuleFamily(Counter) = "cnx_policy_rule_bytes" ["action", "tier", "namespace", "policy", "rule_index", "rule_direction", "traffic_direction"];
