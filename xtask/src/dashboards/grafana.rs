@@ -19,7 +19,7 @@ pub fn dashboards(description: &Description) -> anyhow::Result<Vec<(String, Stri
         let mut panels = Vec::new();
         for (number, (panel, place)) in dashboard.panels.iter().zip(places).enumerate() {
             let target = json!({
-                "refId": "A", "datasource": source(LOGS), "expr": logsql::query_of(log, panel)?,
+                "refId": "A", "datasource": source(LOGS), "expr": logsql::query(log, panel)?,
                 "queryType": if panel.kind == Kind::Timeseries { "statsRange" } else { "stats" },
                 "legendFormat": panel.by.last().map(|name| format!("{{{{{name}}}}}")).unwrap_or_default(),
             });

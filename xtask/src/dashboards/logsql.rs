@@ -8,12 +8,7 @@ use serde_json::Value;
 use super::check::{field, is_of};
 use super::description::{Condition, Kind, Log, Panel, Word};
 
-/// Of a panel over flows.
-pub fn query(panel: &Panel) -> anyhow::Result<String> {
-    query_of(Log::Flows, panel)
-}
-
-pub fn query_of(log: Log, panel: &Panel) -> anyhow::Result<String> {
+pub fn query(log: Log, panel: &Panel) -> anyhow::Result<String> {
     let conditions: Vec<String> = panel.r#where.iter().map(condition).collect();
     let mut query = if conditions.is_empty() { "*".to_owned() } else { conditions.join(" ") };
     let schema = log.schema();
@@ -62,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_panel_becomes_a_query() {
-        let of = |text: &str| query(&serde_saphyr::from_str(text).unwrap()).unwrap();
+        let of = |text: &str| query(Log::Flows, &serde_saphyr::from_str(text).unwrap()).unwrap();
         assert_eq!(
             of(
                 "{title: x, kind: table, measure: {sum: num_flows}, where: [{field: action, is: deny}, {field: dest_port, not: 53}], by: [policies.enforced_policies], like: '|deny|', limit: 3}"

@@ -21,6 +21,7 @@ use super::table::Table;
 use super::traffic::{BYTES, datagrams, questions, scatter, sink};
 use super::watched::{Moment, alerts, health};
 use super::{shipped, world};
+use crate::dashboards::description::Log;
 use crate::demo::kernel;
 use crate::netns::Namespace;
 
@@ -157,7 +158,10 @@ impl Day<'_> {
             shipped::all(node, &lines).map(|figures| ((), figures))
         });
         table.check("the flow dashboards' queries", || {
-            shipped::panels(node, &lines).map(|figures| ((), figures))
+            shipped::panels(node, Log::Flows, &lines).map(|figures| ((), figures))
+        });
+        table.check("the DNS log dashboard's queries", || {
+            shipped::panels(node, Log::Dns, &shipped::dns(node)?).map(|figures| ((), figures))
         });
         table.check("the agents change no rule", || {
             ensure!(ruleset(node)? == rules, "rules have changed");
@@ -259,7 +263,7 @@ impl Day<'_> {
     /// Restarts the shipper; the lines that were written meanwhile are its lag, and are shipped when it is back. Gives their bytes.
     fn away(&mut self, pods: &Pods, port: u16) -> anyhow::Result<u64> {
         let (_, before) = Moment::quiet(self.node, &|| lines::read(&self.flowlogs))?;
-        shipped::arrived(self.node, before.len())?;
+        shipped::arrived(self.node, Log::Flows, before.len())?;
         self.stores.stop_shipper()?;
         let shipped = lines::size(&self.flowlogs)?;
         scatter(&pods.client, port..=port + AWAY - 1, pods.address, 8080, false)?;
@@ -273,7 +277,7 @@ impl Day<'_> {
             format!("{written} bytes written while rsyslog was away, the agent says {told:?}")
         })?;
         self.stores.ship()?;
-        shipped::arrived(self.node, before.len() + usize::from(AWAY) * 2)?;
+        shipped::arrived(self.node, Log::Flows, before.len() + usize::from(AWAY) * 2)?;
         Ok(written)
     }
 

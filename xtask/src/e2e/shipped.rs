@@ -4,14 +4,19 @@
 //! in the store with its `end_time`; panels are compared with what `expect.rs` computes from the lines, graphs point by point.
 
 use std::collections::BTreeMap;
+use std::fs;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::{Map, Value};
 
 use super::expect;
 use super::mininode::{Mininode, until};
-use super::stores::{ask_graph, ask_logs, ask_stats};
-use crate::dashboards::{self, description::Kind};
+use super::stores::{ask_graph, ask_logs, ask_stats, insert_dns};
+use crate::dashboards::{
+    self,
+    description::{Kind, Log},
+};
+use crate::workspace::root;
 
 /// Panels for which this day has no lines: nothing is lost on a quiet node, there are no staged policies.
 const EMPTY: [&str; 3] =
@@ -20,10 +25,10 @@ const EMPTY: [&str; 3] =
 const STEP: i64 = 10;
 
 /// Waits until so many lines are in the store.
-pub fn arrived(node: &Mininode, lines: usize) -> anyhow::Result<()> {
+pub fn arrived(node: &Mininode, log: Log, lines: usize) -> anyhow::Result<()> {
     let mut there = 0;
     let all = until("every line has arrived", || {
-        let rows = ask_logs(&node.namespace, "* | stats count() as value")?;
+        let rows = ask_logs(&node.namespace, log, "* | stats count() as value")?;
         there = rows.first().and_then(|row| row["value"].as_str()?.parse().ok()).unwrap_or_default();
         Ok(there >= lines)
     });
@@ -32,12 +37,12 @@ pub fn arrived(node: &Mininode, lines: usize) -> anyhow::Result<()> {
 
 /// The lines of the store, as a multiset, are those of the files.
 pub fn all(node: &Mininode, lines: &[Value]) -> anyhow::Result<String> {
-    arrived(node, lines.len())?;
+    arrived(node, Log::Flows, lines.len())?;
     let mut balance: BTreeMap<_, i64> = BTreeMap::new();
     for line in lines {
         *balance.entry(as_stored(line)).or_default() += 1;
     }
-    let rows = ask_logs(&node.namespace, "*")?;
+    let rows = ask_logs(&node.namespace, Log::Flows, "*")?;
     for row in &rows {
         *balance.entry(of_row(row)?).or_default() -= 1;
     }
@@ -97,27 +102,65 @@ fn of_row(row: &Value) -> anyhow::Result<BTreeMap<String, String>> {
     Ok(fields)
 }
 
+/// Lines of the DNS log into the store: those of the scenarios, which have all kinds of answers, as if they were written today.
+pub fn dns(node: &Mininode) -> anyhow::Result<Vec<Value>> {
+    let mut lines = Vec::new();
+    let groups = root().join("tests/scenarios");
+    for group in fs::read_dir(&groups).with_context(|| format!("{}", groups.display()))? {
+        for case in fs::read_dir(group?.path())? {
+            let path = case?.path().join("expected-dns.jsonl");
+            if path.exists() {
+                let text = fs::read_to_string(path)?;
+                for line in text.lines() {
+                    lines.push(serde_json::from_str::<Value>(line)?);
+                }
+            }
+        }
+    }
+    let last = lines.iter().filter_map(end).max().context("no scenario has lines of the DNS log")?;
+    let later = jiff::Timestamp::now().as_second() - last;
+    for line in &mut lines {
+        for name in ["start_time", "end_time"] {
+            let at: jiff::Timestamp = line[name].as_str().context("a line without times")?.parse()?;
+            let at = at.checked_add(jiff::SignedDuration::from_secs(later))?;
+            line[name] = at.to_string().into();
+        }
+    }
+    insert_dns(&node.namespace, &lines)?;
+    arrived(node, Log::Dns, lines.len())?;
+    Ok(lines)
+}
+
+/// Whole seconds since 1970, of either log.
+fn end(line: &Value) -> Option<i64> {
+    match &line["end_time"] {
+        Value::String(text) => text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second),
+        seconds => seconds.as_i64(),
+    }
+}
+
 /// Each panel's query gives what the lines say.
-pub fn panels(node: &Mininode, lines: &[Value]) -> anyhow::Result<String> {
+pub fn panels(node: &Mininode, log: Log, lines: &[Value]) -> anyhow::Result<String> {
     let (mut asked, mut compared, mut empty) = (0, 0, Vec::new());
-    let ends = || lines.iter().filter_map(|line| line["end_time"].as_i64());
+    let ends = || lines.iter().filter_map(end);
     let range = (ends().min().context("no lines")?, ends().max().context("no lines")? + 1);
-    for dashboard in dashboards::read()?.flows {
+    let description = dashboards::read()?;
+    for dashboard in description.logs().into_iter().filter(|(of, _)| *of == log).flat_map(|(_, all)| all) {
         for panel in &dashboard.panels {
             let name = format!("{}: {}", dashboard.id, panel.title);
-            let query = dashboards::logsql::query(panel)?;
+            let query = dashboards::logsql::query(log, panel)?;
             let group = |labels: &Value| -> Vec<String> {
                 panel.by.iter().map(|name| labels.get(name).map(expect::text).unwrap_or_default()).collect()
             };
             // Of a graph, the time is part of the group.
             let (mut shown, mut due) = (BTreeMap::new(), BTreeMap::new());
             if panel.kind == Kind::Timeseries {
-                for (labels, at, value) in ask_graph(&node.namespace, &query, range, STEP)? {
+                for (labels, at, value) in ask_graph(&node.namespace, log, &query, range, STEP)? {
                     shown.insert((at, group(&labels)), number(&value));
                 }
                 let mut buckets: BTreeMap<i64, Vec<Value>> = BTreeMap::new();
                 for line in lines {
-                    let end = line["end_time"].as_i64().context("a line without end_time")?;
+                    let end = end(line).context("a line without end_time")?;
                     buckets.entry(end - end.rem_euclid(STEP)).or_default().push(line.clone());
                 }
                 for (at, lines) in buckets {
@@ -126,7 +169,7 @@ pub fn panels(node: &Mininode, lines: &[Value]) -> anyhow::Result<String> {
                     );
                 }
             } else {
-                for (labels, value) in ask_stats(&node.namespace, &query)? {
+                for (labels, value) in ask_stats(&node.namespace, log, &query)? {
                     shown.insert((0, group(&labels)), number(&value));
                 }
                 due.extend(

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::agent::METRICS_PORT;
 use super::mininode::{Mininode, until};
+use crate::dashboards::description::Log;
 use crate::netns::{Namespace, Process};
 use crate::workspace::root;
 
@@ -105,31 +106,61 @@ fn start(node: &Mininode, name: &str, program: &Path, arguments: &[String]) -> a
 
 /// What is answered, with a status that is good.
 pub fn get(namespace: &Namespace, url: &str, form: &[(&str, &str)]) -> anyhow::Result<String> {
-    let mut arguments = vec!["-sSf".to_owned(), "--max-time".to_owned(), "20".to_owned(), url.to_owned()];
-    for (name, value) in form {
-        arguments.extend(["--data-urlencode".to_owned(), format!("{name}={value}")]);
+    curl(namespace, url, &[], form, None)
+}
+
+fn curl(
+    namespace: &Namespace,
+    url: &str,
+    more: &[&str],
+    form: &[(&str, &str)],
+    input: Option<&str>,
+) -> anyhow::Result<String> {
+    let form: Vec<String> = form.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let mut arguments = vec!["-sSf", "--max-time", "20", url];
+    arguments.extend(more);
+    for field in &form {
+        arguments.extend(["--data-urlencode", field]);
     }
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    namespace.run("curl", &arguments, None)
+    namespace.run("curl", &arguments, input)
+}
+
+/// Asks the tenant that has the log: the DNS log's lines are kept apart from those of flows, as `deploy/shippers` says.
+fn select(namespace: &Namespace, log: Log, what: &str, form: &[(&str, &str)]) -> anyhow::Result<String> {
+    let query = form.iter().find(|(name, _)| *name == "query").map_or("", |(_, query)| query);
+    curl(namespace, &format!("{LOGS}/select/logsql/{what}"), &["-H", tenant(log)], form, None)
+        .with_context(|| format!("VictoriaLogs: {query}"))
+}
+
+fn tenant(log: Log) -> &'static str {
+    match log {
+        Log::Flows => "AccountID: 0",
+        Log::Dns => "AccountID: 1",
+    }
+}
+
+/// Puts lines into the DNS log's tenant.
+pub fn insert_dns(namespace: &Namespace, lines: &[Value]) -> anyhow::Result<()> {
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let url = format!("{LOGS}/insert/jsonline?_time_field=end_time&_stream_fields=type");
+    let more = ["-H", tenant(Log::Dns), "-H", "Content-Type: application/stream+json", "--data-binary", "@-"];
+    curl(namespace, &url, &more, &[], Some(&text)).map(drop)
 }
 
 /// Since ever, until long after now.
 const ALWAYS: [(&str, &str); 2] = [("start", "2020-01-01T00:00:00Z"), ("end", "2100-01-01T00:00:00Z")];
 
 /// Rows of the answer to a query in LogsQL, over all time.
-pub fn ask_logs(namespace: &Namespace, query: &str) -> anyhow::Result<Vec<Value>> {
+pub fn ask_logs(namespace: &Namespace, log: Log, query: &str) -> anyhow::Result<Vec<Value>> {
     let [start, end] = ALWAYS;
-    let answer = get(namespace, &format!("{LOGS}/select/logsql/query"), &[("query", query), start, end])
-        .with_context(|| format!("VictoriaLogs: {query}"))?;
+    let answer = select(namespace, log, "query", &[("query", query), start, end])?;
     answer.lines().map(|line| serde_json::from_str(line).context("VictoriaLogs' JSON")).collect()
 }
 
 /// Labels and value of each group of the answer, as Grafana's data source asks for a number or a table.
-pub fn ask_stats(namespace: &Namespace, query: &str) -> anyhow::Result<Vec<(Value, String)>> {
+pub fn ask_stats(namespace: &Namespace, log: Log, query: &str) -> anyhow::Result<Vec<(Value, String)>> {
     let [start, end] = ALWAYS;
-    let answer =
-        get(namespace, &format!("{LOGS}/select/logsql/stats_query"), &[("query", query), start, end])
-            .with_context(|| format!("VictoriaLogs: {query}"))?;
+    let answer = select(namespace, log, "stats_query", &[("query", query), start, end])?;
     let answer: Value = serde_json::from_str(&answer)?;
     let result = answer["data"]["result"].as_array().context("VictoriaLogs answers without a result")?;
     Ok(result
@@ -141,14 +172,14 @@ pub fn ask_stats(namespace: &Namespace, query: &str) -> anyhow::Result<Vec<(Valu
 /// Labels, second and value of each point of the answer, as Grafana's data source asks for a graph.
 pub fn ask_graph(
     namespace: &Namespace,
+    log: Log,
     query: &str,
     (from, to): (i64, i64),
     step: i64,
 ) -> anyhow::Result<Vec<(Value, i64, String)>> {
     let (from, to, step) = (from.to_string(), to.to_string(), format!("{step}s"));
     let form = [("query", query), ("start", &from), ("end", &to), ("step", &step)];
-    let answer = get(namespace, &format!("{LOGS}/select/logsql/stats_query_range"), &form)
-        .with_context(|| format!("VictoriaLogs: {query}"))?;
+    let answer = select(namespace, log, "stats_query_range", &form)?;
     let answer: Value = serde_json::from_str(&answer)?;
     let result = answer["data"]["result"].as_array().context("VictoriaLogs answers without a result")?;
     let mut points = Vec::new();
