@@ -63,7 +63,9 @@ impl Interval {
 
     /// Owned the address at `t`. What was loaded before the first event has no beginning but its creation.
     fn covers(&self, t: Timestamp) -> bool {
-        self.from <= t && t < self.until && (self.from > Timestamp::MIN || self.created_by(t))
+        // Also at the end of time, which means now to those who ask for it.
+        let has_begun_and_not_ended = self.from <= t && (t < self.until || self.is_open());
+        has_begun_and_not_ended && (self.from > Timestamp::MIN || self.created_by(t))
     }
 
     /// Lost the address at most [`GRACE`] before `t`.

@@ -14,7 +14,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::aggregate::{Contribution, Level, Report, Settings, Window};
-use crate::filter::Rules;
 use crate::flow::{ConnectionKey, DeniedKey, Flags, Processes, is_filter_reason};
 use crate::model::{
     Action, Addresses, ConnectionEvent, Counters, Direction, Directional, Endpoint, Evaluation, FiveTuple,
@@ -216,7 +215,7 @@ impl Previewer {
             enabled_for_denied: true,
             include_labels: true,
             include_service: true,
-            filters: Rules::default(),
+            filters: Default::default(),
             ..settings
         };
         Self {

@@ -123,6 +123,7 @@ fn pod_is_a_workload_endpoint() {
     p.labels = labels(&[("app", "web"), ("projectcalico.org/x", "kept")]);
     p.created = Some(t(5));
     let c = cluster([Object::Pod(p)]);
+    assert!(c.endpoint_at(ip("10.1.0.1"), Timestamp(i64::MAX), false).is_some(), "at the end of time");
     for address in ["10.1.0.1", "fd00::1", "::ffff:10.1.0.1"] {
         let e = c.endpoint_at(ip(address), t(100), false).unwrap();
         assert_eq!(e.kind, EndpointKind::Wep);
