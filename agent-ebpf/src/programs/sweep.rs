@@ -2,7 +2,7 @@
 //!
 //! In: the entries of one shard. Out: a record of each into `SWEPT`. What always holds: each read compares the tuple; an
 //! entry whose connection is gone (its memory reused, or freed for longer than a sweep) is closed and counted; one run is
-//! one shard, so that it stays near 2 ms. Not here: pace and order of the shards (the agent).
+//! one shard, so that it stays below 2 ms. Not here: pace and order of the shards (the agent).
 
 use core::ffi::c_void;
 

@@ -295,6 +295,7 @@ fn close_window(
     let mut fills = sources.fills();
     fills.extend(pipeline.fills());
     metrics.set_fills(&fills);
+    metrics.sweep_longest_run.set(sources.take_longest_run());
     let logs = pipeline.step(Input::Flush, now, snapshot);
     metrics.flush_duration.observe(began.elapsed());
     for (reason, packets) in sources.take_other_drops() {

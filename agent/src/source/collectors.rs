@@ -6,6 +6,8 @@
 //! one, but for the name of a pod on the host network. Not here: what a collector does (`ebpf::sockets`), what its columns
 //! mean (the pipeline).
 
+use std::time::Duration;
+
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -148,6 +150,11 @@ impl Collectors {
     /// How full their tables and rings were, as the last sweep found them.
     pub fn fills(&mut self) -> Vec<Fill> {
         self.sources().flat_map(SocketSource::fills).collect()
+    }
+
+    /// CPU time of the longest run of a sweep in the kernel since the last call.
+    pub fn take_longest_run(&mut self) -> Duration {
+        self.sources().map(SocketSource::take_longest_run).max().unwrap_or_default()
     }
 
     /// Totals since each was switched on, by name.

@@ -201,6 +201,15 @@ impl NodeSources {
         fills
     }
 
+    /// CPU time of the longest run of a sweep in the kernel since the last call; nothing where user space sweeps.
+    pub fn take_longest_run(&mut self) -> Duration {
+        let connections = match &mut self.connections {
+            Connections::Ebpf(source) => source.take_longest_run(),
+            Connections::Netlink(_) => Duration::ZERO,
+        };
+        connections.max(self.collectors.take_longest_run())
+    }
+
     /// Takes over the connections that exist, before anything else.
     pub fn adopt(&mut self, step: &mut dyn FnMut(Observed)) {
         let outcome = match &mut self.connections {

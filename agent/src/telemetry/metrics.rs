@@ -103,6 +103,8 @@ metrics! {
     flush_duration: Histogram(Histogram) = "flowlogd_flush_duration_seconds";
     /// Time of one look at all connections of the kernel's table or map.
     sweep_duration: Histogram(Histogram) = "flowlogd_sweep_duration_seconds";
+    /// CPU time of the longest run of a sweep's eBPF program between the last two flushes, of connections or of sockets: for so long a kernel without preemption gives that CPU to nobody else. 0 where no such program sweeps.
+    sweep_longest_run: Seconds(Gauge) = "flowlogd_sweep_longest_run_seconds";
     /// 1, with the version of this program and what it was built for.
     build_info: Family2(Gauge) = "flowlogd_build_info" ["version", "arch"];
     /// Times that the clock went backwards.

@@ -29,7 +29,7 @@ type Shard = HashMap<MapData, u64, Connection>;
 /// Kernel memory of one connection: map element, key, value, hash bucket.
 const ENTRY_BYTES: u64 = 48 + 8 + size_of::<Connection>() as u64 + 16;
 /// A whole shard, with the headers of a ring, fits twice.
-const SWEPT_BYTES: u32 = 2 << 20;
+const SWEPT_BYTES: u32 = 512 << 10;
 const TOMBSTONES: u32 = 8192;
 /// Connections that one run without callbacks can name.
 const ENTRIES_A_RUN: usize = 12;
@@ -138,6 +138,8 @@ pub struct EbpfSource {
     /// Entries of the fullest shard and of all, as the running sweep and the last whole one found them.
     filling: [u64; 2],
     filled: [u64; 2],
+    /// CPU time of the longest run of the sweep in the kernel, since it was last taken.
+    longest_run: Duration,
     tombstone_capacity: u32,
     /// Tombstones found by the last sweep.
     tombstones_found: usize,
@@ -165,7 +167,8 @@ impl EbpfSource {
         if !kernel.has_conntrack {
             return Err(OpenError::NoConntrack);
         }
-        let shards = shards(options);
+        let cpus = cpus()?;
+        let shards = shards(options, cpus);
         kernel.settings.shards = u64::from(shards);
         kernel.settings.wake_bytes = u64::from(options.ring_bytes / 8);
         let sizes = Sizes {
@@ -204,7 +207,7 @@ impl EbpfSource {
         Ok(Self {
             ends: Ring::take(&mut bpf, "ENDS").map_err(maps)?,
             swept: Ring::take(&mut bpf, "SWEPT").map_err(maps)?,
-            counts: Counts::take(&mut bpf, cpus()?)?,
+            counts: Counts::take(&mut bpf, cpus)?,
             named,
             tombstones,
             translator: Translator::default(),
@@ -213,6 +216,7 @@ impl EbpfSource {
             next_shard: 0,
             filling: [0; 2],
             filled: [0; 2],
+            longest_run: Duration::ZERO,
             tombstone_capacity: options.tombstones,
             tombstones_found: 0,
             sweep,
@@ -329,7 +333,8 @@ impl EbpfSource {
             let before = self.watch.found();
             match self.sweep {
                 SweepBy::Callback => {
-                    let found = load::run(&self.bpf, "sweep", &[u64::from(self.next_shard)])?;
+                    let shard = u64::from(self.next_shard);
+                    let found = load::run_timed(&self.bpf, "sweep", &[shard], &mut self.longest_run)?;
                     self.watch.add_found(found);
                 }
                 SweepBy::Entries => self.sweep_entries(clock, out)?,
@@ -361,7 +366,7 @@ impl EbpfSource {
         keys.dedup();
         let translator = &mut self.translator;
         for batch in keys.chunks(ENTRIES_A_RUN) {
-            let found = load::run(&self.bpf, "sweep_entries", batch)?;
+            let found = load::run_timed(&self.bpf, "sweep_entries", batch, &mut self.longest_run)?;
             self.watch.add_found(found);
             self.swept.drain(|record| translator.translate(record, clock, out));
         }
@@ -456,6 +461,11 @@ impl EbpfSource {
         ]
     }
 
+    /// CPU time of the longest run of the sweep in the kernel since the last call.
+    pub fn take_longest_run(&mut self) -> Duration {
+        std::mem::take(&mut self.longest_run)
+    }
+
     /// Totals since start, by name.
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
         self.counts.totals()
@@ -477,8 +487,9 @@ impl EbpfSource {
     }
 }
 
-/// Enough shards for the connections that the node may have, within the memory allowed; at least one.
-fn shards(options: &EbpfOptions) -> u32 {
+/// Enough shards for the connections that the node may have, within the memory allowed; at least one. In each the kernel has
+/// a spare entry for each CPU, so that small shards cost memory where there are many.
+fn shards(options: &EbpfOptions, cpus: u32) -> u32 {
     let connections = options.max_connections.unwrap_or_else(|| {
         std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max")
             .ok()
@@ -487,10 +498,14 @@ fn shards(options: &EbpfOptions) -> u32 {
     });
     let capacity = u64::from(options.shard_capacity);
     let wanted = (connections.saturating_mul(100) / FILL).div_ceil(capacity);
-    let allowed = options.map_memory_bytes / (ENTRY_BYTES * capacity);
+    let allowed = options.map_memory_bytes / (ENTRY_BYTES * (capacity + u64::from(cpus)));
     u32::try_from(wanted.min(allowed).max(1)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
 #[path = "connections_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "sweep_tests.rs"]
+pub(super) mod sweep_tests;

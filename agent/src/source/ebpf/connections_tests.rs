@@ -90,15 +90,15 @@ fn tombstones_are_read_by_the_sweep_after_they_were_left() {
 
 #[test]
 fn shards_follow_the_limit_and_the_memory() {
-    let with = |max, memory| {
-        shards(&EbpfOptions {
-            max_connections: Some(max),
-            map_memory_bytes: memory,
-            ..EbpfOptions::default()
-        })
+    let with_cpus = |max, memory, cpus| {
+        let options =
+            EbpfOptions { max_connections: Some(max), map_memory_bytes: memory, ..EbpfOptions::default() };
+        shards(&options, cpus)
     };
+    let with = |max, memory| with_cpus(max, memory, 2);
     assert_eq!(with(1, 1 << 30), 1);
-    assert_eq!(with(262_144, 1 << 30), 72);
-    assert_eq!(with(262_144, 8 << 20), 14);
+    assert_eq!(with(262_144, 1 << 30), 285);
+    assert_eq!(with(262_144, 8 << 20), 56);
+    assert_eq!(with_cpus(262_144, 8 << 20, 256), 45);
     assert_eq!(with(u64::MAX, 0), 1);
 }

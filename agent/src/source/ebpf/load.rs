@@ -4,6 +4,8 @@
 //! it wants. What always holds: a program that this kernel refuses is an error of that program alone, with the end of
 //! the verifier's log; errors say what to do. Not here: which programs make a source (`connections.rs`, `drops.rs`).
 
+use std::time::Duration;
+
 use aya::maps::{Array, MapData, MapError};
 use aya::programs::{
     CgroupAttachMode, CgroupSock, Iter, KProbe, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun,
@@ -271,6 +273,26 @@ pub(super) fn run(bpf: &Ebpf, name: &'static str, args: &[u64]) -> Result<i32, S
         *slot = *arg;
     }
     Ok(program.test_run(options).map_err(fail)?.return_value.cast_signed())
+}
+
+/// [`run`] for a sweep; `longest` is raised to this thread's CPU time in the call: for so long a kernel without preemption
+/// gives this CPU to nobody else. Not the time that passes, in which the scheduler may put others before the way back.
+pub(super) fn run_timed(
+    bpf: &Ebpf,
+    name: &'static str,
+    args: &[u64],
+    longest: &mut Duration,
+) -> Result<i32, SourceError> {
+    let began = cpu_time();
+    let outcome = run(bpf, name, args);
+    *longest = cpu_time().saturating_sub(began).max(*longest);
+    outcome
+}
+
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Tells the programs who the agent is: its network namespace and this thread.

@@ -9,6 +9,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError};
@@ -40,7 +41,9 @@ type Shard = HashMap<MapData, u64, Socket>;
 const MOST_SOCKETS: u32 = 65_536;
 const EVENT_BYTES: u32 = 4 << 20;
 /// A whole shard, with the headers of a ring.
-const SWEPT_BYTES: u32 = 1 << 20;
+const SWEPT_BYTES: u32 = 256 << 10;
+/// How full a shard is, in hundredths, when all sockets are there: addresses do not spread evenly.
+const FILL: u32 = 90;
 const LISTENERS: u32 = 16_384;
 
 /// What is collected.
@@ -94,6 +97,8 @@ pub struct SocketSource {
     /// Sockets found by the running sweep, and by the last whole one.
     filling: u64,
     filled: u64,
+    /// CPU time of the longest run of the sweep in the kernel, since it was last taken.
+    longest_run: Duration,
     can_sweep: bool,
     processes: Processes,
     datagrams: Datagrams,
@@ -119,7 +124,7 @@ impl SocketSource {
         let _raised = privilege::raise();
         let kernel = Kernel::resolve()?;
         let capacity = sockets.min(SOCKET_SHARD_CAPACITY as u32);
-        let shards = sockets.div_ceil(SOCKET_SHARD_CAPACITY as u32).max(1);
+        let shards = (sockets.saturating_mul(100) / FILL).div_ceil(SOCKET_SHARD_CAPACITY as u32).max(1);
         let offsets = socket_offsets::resolve(collector, shards)?;
         let has_processes = offsets.processes != 0;
         let sizes = SocketSizes {
@@ -152,6 +157,7 @@ impl SocketSource {
             next_shard: 0,
             filling: 0,
             filled: 0,
+            longest_run: Duration::ZERO,
             can_sweep: true,
             processes: Processes::new(
                 collector == Collector::Processes { paths: true },
@@ -246,7 +252,8 @@ impl SocketSource {
         let _raised = privilege::raise();
         let start = out.len();
         let outcome = if self.can_sweep {
-            load::run(&self.bpf, "sweep_sockets", &[u64::from(self.next_shard)])
+            let shard = u64::from(self.next_shard);
+            load::run_timed(&self.bpf, "sweep_sockets", &[shard], &mut self.longest_run)
         } else {
             Ok(0)
         };
@@ -325,6 +332,11 @@ impl SocketSource {
             self.events.take_fill(events),
             self.swept.take_fill(swept),
         ]
+    }
+
+    /// CPU time of the longest run of the sweep in the kernel since the last call.
+    pub fn take_longest_run(&mut self) -> Duration {
+        std::mem::take(&mut self.longest_run)
     }
 
     /// Totals since the start, by name.

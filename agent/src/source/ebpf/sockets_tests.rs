@@ -1,5 +1,6 @@
 //! What a record of a socket tells, and the collectors against the running kernel.
 
+use super::super::connections::sweep_tests::{Runs, account};
 use super::*;
 
 const CLOCK: Clock = Clock { offset_ns: 1000 };
@@ -79,4 +80,48 @@ fn sides_are_told_by_who_began() {
     assert_eq!(side(&record), FlowSide::Src);
     (record.local_port, record.remote_port) = (443_u16.to_be(), 50_000_u16.to_be());
     assert_eq!(side(&record), FlowSide::Dst);
+}
+
+#[test]
+fn a_sweep_tells_every_live_socket_in_runs_of_one_shard() {
+    let wanted = std::env::var("FLOWLOGD_SWEEP_SOCKETS").ok().and_then(|text| text.parse().ok());
+    let connections = wanted.unwrap_or(100_usize) / 2;
+    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut open = Vec::new();
+    for collector in [Collector::TcpStats, Collector::Processes { paths: false }] {
+        let mut source = match SocketSource::open_with(collector, MOST_SOCKETS) {
+            Ok(source) => source,
+            Err(error) => {
+                eprintln!("SKIPPED: {error}");
+                return;
+            }
+        };
+        open.clear();
+        for _ in 0..connections {
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            open.push((client, listener.accept().unwrap()));
+        }
+        let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).unwrap();
+        let (mut runs, mut out) = (Runs::default(), Vec::new());
+        for _ in 0..5 {
+            loop {
+                let (before, found) = (account(&source.bpf, "sweep_sockets"), source.filling);
+                let more = source.sweep_shard(&mut out).unwrap();
+                let entries = if more { source.filling } else { source.filled } - found;
+                assert!(entries <= SOCKET_SHARD_CAPACITY as u64);
+                runs.add(before, account(&source.bpf, "sweep_sockets"), entries);
+                out.clear();
+                if !more {
+                    break;
+                }
+            }
+            assert!(
+                source.filled >= 2 * connections as u64,
+                "{} of {connections} connections",
+                source.filled
+            );
+        }
+        let longest = source.take_longest_run();
+        println!("{collector:?}: {} sockets; {}", source.filled, runs.said(longest));
+    }
 }
