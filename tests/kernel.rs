@@ -28,6 +28,8 @@ mod queue;
 mod reference;
 #[path = "kernel/sockets.rs"]
 mod sockets;
+#[path = "kernel/sweeps.rs"]
+mod sweeps;
 #[path = "kernel/traffic.rs"]
 mod traffic;
 

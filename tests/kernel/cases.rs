@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::node::{Node, sysctl};
-use crate::{Case, Outcome, denied, kinds, limits, programs, reference, sockets, traffic};
+use crate::{Case, Outcome, denied, kinds, limits, programs, reference, sockets, sweeps, traffic};
 
 /// All cases, in the order in which they run.
 pub const CASES: &[Case] = &[
@@ -21,6 +21,7 @@ pub const CASES: &[Case] = &[
     Case { name: "clash", run: kinds::clash },
     Case { name: "tracking_pod", run: kinds::tracking_pod },
     Case { name: "thousands", run: kinds::thousands },
+    Case { name: "sweeps", run: sweeps::sweeps },
     Case { name: "processes", run: sockets::processes },
     Case { name: "programs", run: programs::programs },
     Case { name: "domains", run: programs::domains },
