@@ -169,7 +169,7 @@ pub(super) struct Live {
     /// The same of connections that found no room.
     untracked: Vec<CtMessage>,
     /// Entries whose key a pass found under another connection: settled when its events are known.
-    replaced: Vec<CtMessage>,
+    replaced: HashMap<CtKey, CtMessage, foldhash::fast::RandomState>,
     pub losses: Losses,
 }
 
@@ -184,7 +184,7 @@ impl Live {
             destroyed: HashSet::default(),
             to_update: Vec::new(),
             untracked: Vec::new(),
-            replaced: Vec::new(),
+            replaced: HashMap::default(),
             losses: Losses::default(),
         }
     }
@@ -234,6 +234,11 @@ impl Live {
                 out.push(observed(at, entry.record(&m.key, ConnectionEvent::Adopt)));
                 entry.phase = if adopted { Phase::Adopted } else { Phase::Announced { new_expected: false } };
             }
+            // Another has its place: of one that nobody has told there is nothing to end.
+            Phase::Candidate if !entry.continues_as(m) => {
+                *entry = Entry::new(m, Phase::Candidate, seen);
+                return;
+            }
             Phase::Ended { .. } => {
                 *entry = Entry::new(m, Phase::Candidate, seen);
                 return;
@@ -246,7 +251,7 @@ impl Live {
             Phase::Announced { .. } | Phase::Adopted if entry.continues_as(m) => {}
             Phase::Announced { .. } | Phase::Adopted => {
                 entry.seen = seen;
-                self.replaced.push(*m);
+                self.replaced.insert(m.key, *m);
                 return;
             }
         }
@@ -299,9 +304,7 @@ impl Live {
     pub fn finish_pass(&mut self, completeness: Completeness, at: Timestamp, out: &mut Vec<Observed>) {
         let Some(pass) = self.running.take() else { return };
         self.destroyed.clear();
-        let Self { entries, losses, replaced, .. } = self;
-        // An event may have said it better by now.
-        replaced.retain(|m| entries.get(&m.key).is_some_and(|entry| !entry.fresh && !entry.continues_as(m)));
+        let Self { entries, losses, .. } = self;
         let current = self.pass;
         let mut adopted = 0;
         entries.retain(|key, entry| {
@@ -346,7 +349,7 @@ impl Live {
             true
         });
         self.adopted = adopted;
-        for m in std::mem::take(&mut self.replaced) {
+        for m in std::mem::take(&mut self.replaced).into_values() {
             self.replace(&m, true, at, out);
         }
         if self.entries.capacity() > 4 * self.entries.len().max(1024) {
@@ -357,6 +360,10 @@ impl Live {
     /// One event. Before the adoption has ended, a DESTROY of an unknown connection is most likely of one older than the
     /// agent, whose baseline is not known.
     pub fn event(&mut self, m: &CtMessage, at: Timestamp, out: &mut Vec<Observed>) {
+        if !self.replaced.is_empty() {
+            // It says of this key what the dump can only guess at.
+            self.replaced.remove(&m.key);
+        }
         match m.kind {
             CtKind::New => match self.entries.get_mut(&m.key) {
                 Some(Entry { phase: Phase::Announced { new_expected: expected @ true }, id, .. })

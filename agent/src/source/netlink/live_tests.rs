@@ -170,6 +170,16 @@ fn run_pass(live: &mut Live, kernel: &mut Kernel, consumer: &mut Consumer, pass:
         live.tell_seen(Timestamp(0), &mut out);
         consumer.take(&mut out);
     }
+    // A dump that was interrupted is repeated, and one shows what moved in the table twice.
+    for key in 0..KEYS / 2 {
+        if let Some(c) = kernel.table.get(&key) {
+            live.see(&message(CtKind::Entry, key, c.id, Some(c.bytes)), Timestamp(0), &mut out);
+        }
+    }
+    live.end_turn();
+    tell_queued(live, kernel, &mut out);
+    live.tell_seen(Timestamp(0), &mut out);
+    consumer.take(&mut out);
     let whole = !kernel.lost;
     kernel.lost |= after_loss && !whole;
     tell_queued(live, kernel, &mut out);
@@ -303,6 +313,22 @@ fn a_late_destroy_adds_only_what_was_not_told() {
     live.event(&message(CtKind::Destroy, 1, 5, Some(100)), Timestamp(0), &mut out);
     assert_eq!(events(&out), [(ConnectionEvent::Adopt, 70), (END, 100)]);
     assert_eq!(live.losses.take(), [(ADOPTED_TAIL, 1)]);
+}
+
+#[test]
+fn one_that_took_anothers_place_unseen_is_one_however_often_a_dump_shows_it() {
+    let mut live = Live::new(8);
+    let mut out = Vec::new();
+    live.event(&message(CtKind::New, 1, 1, None), Timestamp(0), &mut out);
+    out.clear();
+    live.begin_pass(Pass::Quiet);
+    for bytes in [100, 120] {
+        live.see(&message(CtKind::Entry, 1, 2, Some(bytes)), Timestamp(0), &mut out);
+    }
+    live.end_turn();
+    live.finish_pass(Completeness { whole: true, after_loss: true }, Timestamp(0), &mut out);
+    assert_eq!(events(&out), [(END, 0), (ConnectionEvent::New, 120)]);
+    assert_eq!(live.losses.take(), [(MISSED_END, 1)]);
 }
 
 #[test]
