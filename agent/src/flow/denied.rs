@@ -155,12 +155,19 @@ impl DeniedTable {
     }
 
     /// By the connection's tuple; a drop without an ICMP identifier stands for all of them.
-    pub fn of_connection(&mut self, tuple: FiveTuple, icmp_id: u16) -> Option<&mut Denied> {
-        let at = self
-            .index
-            .get(&DeniedKey { tuple, icmp_id })
-            .or_else(|| (icmp_id != 0).then(|| self.index.get(&DeniedKey { tuple, icmp_id: 0 })).flatten())?;
-        self.flows.get_mut(*at)
+    pub fn of_connection(&self, tuple: FiveTuple, icmp_id: u16) -> Option<&Denied> {
+        self.flows.get(self.place_of(tuple, icmp_id)?)
+    }
+
+    /// The same.
+    pub fn of_connection_mut(&mut self, tuple: FiveTuple, icmp_id: u16) -> Option<&mut Denied> {
+        let place = self.place_of(tuple, icmp_id)?;
+        self.flows.get_mut(place)
+    }
+
+    fn place_of(&self, tuple: FiveTuple, icmp_id: u16) -> Option<usize> {
+        let of = |icmp_id| self.index.get(&DeniedKey { tuple, icmp_id }).copied();
+        of(icmp_id).or_else(|| of(0).filter(|_| icmp_id != 0))
     }
 
     /// Gives the flow back when there is no place. The key must not be in the table.

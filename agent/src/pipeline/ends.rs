@@ -140,10 +140,20 @@ pub(super) fn name_host_pods(
     began: Timestamp,
 ) {
     for (end, process) in ends.iter_mut().zip(processes) {
-        let uid = process.as_ref().and_then(|process| process.pod_uid.as_ref());
-        if let Some(pod) = host_pod(cluster, end, uid, began) {
-            *end = pod.clone();
-        }
+        name_host_pod(cluster, end, process.as_deref(), began);
+    }
+}
+
+/// The same for one end.
+pub(super) fn name_host_pod(
+    cluster: &Cluster,
+    end: &mut Arc<Endpoint>,
+    process: Option<&Process>,
+    began: Timestamp,
+) {
+    let uid = process.and_then(|process| process.pod_uid.as_ref());
+    if let Some(pod) = host_pod(cluster, end, uid, began) {
+        *end = pod.clone();
     }
 }
 

@@ -17,7 +17,7 @@ use crate::model::{
 };
 use crate::policy::{Evaluator, Policies};
 
-use super::ends::{Ends, PlainAddresses, Unnamed, name, name_host_pods};
+use super::ends::{Ends, PlainAddresses, Unnamed, name, name_host_pod, name_host_pods};
 use super::rules::{self, DropOwner, REPORTERS};
 use super::stats::{Stats, sum};
 
@@ -103,6 +103,17 @@ impl Fold<'_> {
             name_host_pods(self.cluster, &mut named.ends, processes, flow.began);
         }
         named
+    }
+
+    /// A process may be told after the names of a flow that has ended became final: no line says yet that its end is not a pod's
+    /// on the host network.
+    fn name_late(&self, connection: &mut Connection) {
+        let Some(extra) = &connection.extra else { return };
+        for (end, process) in connection.ends.iter_mut().zip(&extra.processes) {
+            if let Some(end) = end {
+                name_host_pod(self.cluster, end, process.as_deref(), connection.began);
+            }
+        }
     }
 
     /// Both evaluations lead to the same record.
@@ -195,6 +206,9 @@ impl Fold<'_> {
         ended: bool,
     ) {
         self.settle(connection);
+        if !connection.flags.has(Flags::REPORTED) {
+            self.name_late(connection);
+        }
         if connection.records_epoch != self.window.epoch() {
             connection.records = [Connection::NO_RECORD; 2];
             connection.records_epoch = self.window.epoch();
@@ -296,13 +310,11 @@ impl Fold<'_> {
     fn is_withheld(&mut self, connection: &mut Connection, fingerprint: u64, ended: bool) -> bool {
         let replied = connection.is_replied();
         let mut denied_now = false;
-        // What was dropped before the connection began are packets of an earlier attempt.
         if let Some(denied) = self.denied.as_deref_mut().filter(|denied| !denied.is_empty())
-            && let Some(denied) = denied.of_connection(connection.reported(), connection.key.icmp_id)
-            && denied.last >= connection.began
+            && let Some(denied) = denied.of_connection_mut(connection.reported(), connection.key.icmp_id)
         {
-            denied.beside_connection |= replied;
-            denied_now = !replied;
+            denied_now = rules::is_withheld(replied, connection.began, denied.last);
+            denied.beside_connection |= replied && rules::is_of_attempt(connection.began, denied.last);
         }
         if denied_now {
             self.complete_reported(connection, fingerprint);
@@ -504,16 +516,6 @@ impl Fold<'_> {
 /// `true` when the flow ended between two endpoints that are both known: its names need no flush.
 pub(super) fn both_known(connection: &Connection) -> bool {
     connection.ends.iter().all(|end| end.is_some())
-}
-
-/// The node's own end may be a pod's on its host network, which only a process says, and none has yet.
-pub(super) fn awaits_host_pod(connection: &Connection, cluster: &Cluster) -> bool {
-    let has_process =
-        |side: usize| connection.extra.as_ref().is_some_and(|extra| extra.processes[side].is_some());
-    cluster.has_host_pods()
-        && (0..2).any(|side| {
-            connection.ends[side].as_ref().is_some_and(|end| end.is_bare_node) && !has_process(side)
-        })
 }
 
 /// A relabelled end is the same end: what it carried before is kept for this window's intersection.

@@ -40,7 +40,7 @@ use crate::snapshot::Snapshot;
 
 pub use dns_log::{DnsLogSettings, DnsWindow};
 use ends::PlainAddresses;
-use fold::{Fold, awaits_host_pod, both_known, refresh_denied_labels, refresh_labels};
+use fold::{Fold, both_known, refresh_denied_labels, refresh_labels};
 pub use limits::Limits;
 pub use policy_use::{PolicyUse, RuleUse, SelectedBy, UsedRule};
 pub use preview::{Known, PreviewEvent, Previewer};
@@ -393,7 +393,7 @@ impl Pipeline {
                 connection.began,
                 &connection.ends,
             );
-            if both_known(&connection) && !awaits_host_pod(&connection, &snapshot.cluster) {
+            if both_known(&connection) {
                 fold!(self, snapshot, None).settle(&mut connection);
             }
         }

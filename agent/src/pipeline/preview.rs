@@ -7,7 +7,8 @@
 //! flush; counters of an end are the connection's own from its beginning; a process (and with it the name of a pod on the
 //! host network) is often told just after the connection, so that only its end has it; policies are those that the
 //! pipeline evaluated when the flow began (`None` where it did not); TCP statistics are in lines alone. A connection with
-//! two local ends is shown once, by its source; a drop by the end that it belongs to. Labels and services are shown also
+//! two local ends is shown once, by its source; a drop by the end that it belongs to; the end of a connection whose packets
+//! were dropped by its drops alone. Labels and services are shown also
 //! where the file leaves them out.
 
 use std::net::IpAddr;
@@ -59,6 +60,10 @@ pub struct Known {
     processes: Processes,
     domains: Option<Arc<[Arc<str>]>>,
     nat_port: u16,
+    /// A line has said its names: what is told now does not change them.
+    is_reported: bool,
+    /// Its drops alone speak for it.
+    is_withheld: bool,
 }
 
 impl Pipeline {
@@ -91,7 +96,14 @@ impl Pipeline {
             None => self.domains.of(tuple.addresses.src, tuple.addresses.dst, connection.began),
         };
         let now = [0, 1].map(|side| Some(&extra?.pending[side].as_ref()?.pending));
+        let replied = connection.is_replied();
+        let dropped = self.denied.of_connection(tuple, key.icmp_id).map(|denied| denied.last);
+        // The drops of an earlier window have spoken for all of it.
+        let spoken = extra.and_then(|extra| extra.withheld_at) == Some(connection.counters());
         Known {
+            is_reported: connection.flags.has(Flags::REPORTED),
+            is_withheld: dropped.is_some_and(|last| rules::is_withheld(replied, connection.began, last))
+                || connection.flags.has(Flags::WITHHELD) && !replied && spoken,
             began: Some(connection.began),
             ends: connection.ends.clone(),
             settled,
@@ -130,6 +142,8 @@ impl Pipeline {
             processes: self.joins.processes_of_denied(denied),
             domains,
             nat_port: 0,
+            is_reported: denied.settled,
+            is_withheld: false,
         }
     }
 
@@ -239,23 +253,28 @@ impl Previewer {
     }
 
     fn ends(&self, seen: &Seen, at: Timestamp, known: &Known, snapshot: &Snapshot) -> Ends {
-        if let Some(settled) = &known.settled {
-            return settled.clone();
+        let cluster = &snapshot.cluster;
+        let began = known.began.unwrap_or(at);
+        if let Some(mut settled) = known.settled.clone() {
+            if !known.is_reported {
+                name_host_pods(cluster, &mut settled.ends, &known.processes, began);
+            }
+            return settled;
         }
         let flow = Unnamed {
             proto: seen.proto,
             addresses: seen.addresses,
             original_dst: known.original_dst.unwrap_or(seen.original_dst),
-            began: known.began.unwrap_or(at),
+            began,
             known: &known.ends,
         };
-        let (cluster, settings) = (&snapshot.cluster, self.window.settings());
+        let settings = self.window.settings();
         let mut named = name(cluster, settings, &self.plain, &self.host_addresses, &flow);
-        name_host_pods(cluster, &mut named.ends, &known.processes, flow.began);
+        name_host_pods(cluster, &mut named.ends, &known.processes, began);
         named
     }
 
-    /// `None`: not shown, or neither end is here.
+    /// `None`: not shown, neither end is here, or the drops of a connection that ends have said it all.
     pub fn preview(
         &mut self,
         observation: &Observation,
@@ -264,6 +283,9 @@ impl Previewer {
         snapshot: &Snapshot,
     ) -> Option<(PreviewEvent, FlowLog)> {
         let seen = Seen::of(observation).filter(|_| Self::is_shown(observation))?;
+        if seen.event == PreviewEvent::End && known.is_withheld {
+            return None;
+        }
         let Ends { ends: [source, dest], service, local, unpoliced } = self.ends(&seen, at, known, snapshot);
         let evaluations = [(0, &source), (1, &dest)].map(|(side, own)| {
             let unjudged = || rules::is_unjudged(own, side, unpoliced).then_some(&self.nothing_evaluated);

@@ -6,7 +6,9 @@
 
 use crate::aggregate::{PendingPolicies, Settings};
 use crate::flow::Verdict;
-use crate::model::{Addresses, Counters, Directional, Endpoint, EndpointKind, Evaluation, Reporter, Trace};
+use crate::model::{
+    Addresses, Counters, Directional, Endpoint, EndpointKind, Evaluation, Reporter, Timestamp, Trace,
+};
 
 /// Who reports a flow at its source and at its destination.
 pub(super) const REPORTERS: [Reporter; 2] = [Reporter::Src, Reporter::Dst];
@@ -50,6 +52,16 @@ pub(super) fn has_domains(source_is_local: bool, dest: &Endpoint) -> bool {
 /// A port is translated on the way out; a connection to itself goes nowhere. 0 is none.
 pub(super) fn nat_port(addresses: &Addresses, snat_port: u16) -> u16 {
     if addresses.src == addresses.dst { 0 } else { snat_port }
+}
+
+/// What was dropped before the connection began are packets of an earlier attempt.
+pub(super) fn is_of_attempt(began: Timestamp, dropped_last: Timestamp) -> bool {
+    dropped_last >= began
+}
+
+/// A connection without a reply whose packets are dropped is told by its drops alone.
+pub(super) fn is_withheld(replied: bool, began: Timestamp, dropped_last: Timestamp) -> bool {
+    !replied && is_of_attempt(began, dropped_last)
 }
 
 /// `policy_mismatch` where the packets went on: `None` where nothing certain was evaluated.

@@ -163,6 +163,26 @@ fn a_drop_is_shown_by_the_end_whose_policies_deny_it() {
         assert_eq!(log.policy_mismatch, Some(false));
         assert!(log.policies.unwrap().enforced.has_deny());
     }
+    // A connection whose packets are dropped is told by its drops alone, also where it is over.
+    let mut watched = Watched::new();
+    watched.see(&connection(ip(2), ConnectionEvent::New, 0)).unwrap();
+    let Observation::Connection(mut ended) = connection(ip(2), ConnectionEvent::End { confirmed: true }, 60)
+    else {
+        unreachable!()
+    };
+    ended.counters.reply = Counters::default();
+    let drop = |packets| {
+        Observation::Drop(DropRecord {
+            tuple: tuple(ip(2)),
+            original: None,
+            icmp: None,
+            packets,
+            bytes: 60 * packets,
+            reason: "NETFILTER_DROP".into(),
+        })
+    };
+    assert_eq!(watched.see(&drop(1)).unwrap().action, Action::Deny);
+    assert!(watched.see(&Observation::Connection(ended)).is_none(), "as its lines: none of them allows it");
     // Nobody denies it: what came furthest tells, and that it contradicts the policies.
     let mut watched = Watched::new();
     for direction in [Direction::Egress, Direction::Ingress] {
