@@ -125,7 +125,7 @@ pub struct JoinStats {
     /// Records that no flow was found for.
     pub process_unmatched: u64,
     pub tcp_unmatched: u64,
-    /// Records refused because too many waited.
+    /// Records refused because too many waited, and clients of DNS servers that gave way to others.
     pub overflow: u64,
     /// Processes of which a name or arguments were cut.
     pub process_truncated: u64,
@@ -145,7 +145,7 @@ impl Joins {
             entries: HashMap::default(),
             limit,
             processes: LruCache::new(KNOWN_PROCESSES),
-            askers: Askers::default(),
+            askers: Askers::new(limit),
             stats: JoinStats::default(),
         }
     }
@@ -316,6 +316,7 @@ impl Joins {
     /// Every flow of the window has taken what is its own.
     pub fn close_window(&mut self) {
         self.askers.close_window();
+        self.stats.overflow += std::mem::take(&mut self.askers.forgotten);
         let stats = &mut self.stats;
         self.entries.retain(|_, entry| {
             let waiting = entry.tcp.iter().flatten().count() as u64;

@@ -1,8 +1,8 @@
 //! Who asks DNS servers from the node's own addresses: what is learnt of it on the way of processes and connections.
 //!
 //! In: processes and connections with port 53 at their other end. Out: the pod on the host network behind a lookup.
-//! Always: only ends of the node itself are kept, and only where lines name its pods: elsewhere it costs the look at a
-//! port. Not here: the table (`flow/askers.rs`), the DNS log (`dns_log.rs`).
+//! Always: only ends of the node itself are kept, and only where it has pods on its host network that lines name, with the
+//! DNS log or without: elsewhere it costs the look at a port. Not here: the table (`flow/askers.rs`), the DNS log (`dns_log.rs`).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,9 +16,17 @@ use super::Pipeline;
 
 impl Pipeline {
     pub(super) fn observe_process(&mut self, record: &ProcessRecord, snapshot: &Snapshot) {
-        let Addresses { src, src_port, dst_port, .. } = record.tuple.addresses;
-        if dst_port == DNS_PORT && record.side == FlowSide::Src && self.is_own(src, &snapshot.cluster) {
-            self.joins.askers.learn(record.tuple.proto, src, src_port, record.pod_uid.as_ref());
+        let Addresses { src, src_port, dst, dst_port } = record.tuple.addresses;
+        // Of the original tuple, or of the reply's.
+        let asks = match (src_port, dst_port) {
+            (_, DNS_PORT) => Some((src, src_port)),
+            (DNS_PORT, _) => Some((dst, dst_port)),
+            _ => None,
+        };
+        if let Some((ip, port)) = asks.filter(|_| record.side == FlowSide::Src)
+            && self.is_own(ip, &snapshot.cluster)
+        {
+            self.joins.askers.learn(record.tuple.proto, ip, port, record.pod_uid.as_ref());
         }
         self.joins.observe_process(record);
     }
@@ -29,7 +37,7 @@ impl Pipeline {
             return;
         }
         let (own, seen) = ((original.src, original.src_port), (reply.dst, reply.dst_port));
-        if own != seen && self.is_own(own.0, &snapshot.cluster) {
+        if self.is_own(own.0, &snapshot.cluster) {
             self.joins.askers.learn_translation(record.proto, own, seen);
         }
     }

@@ -52,7 +52,8 @@ mod cost {
     pub const VERDICT: u64 = 256;
     pub const RECORD: u64 = 4 << 10;
     pub const REOPENED: u64 = 96;
-    pub const SOCKET: u64 = 512;
+    /// With a client of DNS servers, and its translation.
+    pub const SOCKET: u64 = 768;
 }
 
 impl Limits {

@@ -13,6 +13,9 @@ use super::error::Fault;
 use super::fields::{Count, Ip, Number32, Port, ProtoName};
 use super::kinds::{Ends, five_tuple};
 
+/// A pod's uid is a UUID, or, of a static pod, a hash of 32 digits.
+const UID_BYTES: usize = 64;
+
 five_tuple!(Tcp, "tcp");
 five_tuple!(Process, "process");
 
@@ -124,7 +127,8 @@ impl Process {
             pid: self.pid.0,
             name: self.name,
             args: self.args,
-            pod_uid: self.pod_uid,
+            // A longer one is no uid, and would be kept for every port.
+            pod_uid: self.pod_uid.filter(|uid| uid.len() <= UID_BYTES),
             container: self.container,
         })))
     }
@@ -182,14 +186,17 @@ impl Dns {
         }
     }
 
-    pub fn build(self) -> Line {
+    pub fn build(self) -> Result<Line, Fault> {
+        if self.proto.is_some() && self.client_port.is_none() {
+            return Err(Fault::new("dns.proto", "is the client port's, which is not said"));
+        }
         let answers = self.answers.into_iter().map(|answer| DnsAnswer {
             name: answer.name,
             kind: answer.kind,
             data: answer.data,
             ttl_s: answer.ttl_s.0,
         });
-        Line::Observation(Observation::Dns(DnsRecord {
+        Ok(Line::Observation(Observation::Dns(DnsRecord {
             client: self.client.0,
             client_port: self.client_port.map(|port| (self.proto.map_or(Proto::UDP, |p| p.0), port.0)),
             server: self.server.0,
@@ -199,6 +206,6 @@ impl Dns {
             rcode: self.rcode,
             latency_us: self.latency_us.0,
             answers: answers.collect(),
-        }))
+        })))
     }
 }

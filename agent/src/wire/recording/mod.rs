@@ -170,7 +170,7 @@ impl<'de> Visitor<'de> for LineSeed<'_> {
                 "verdict" => self.build(map.next_value::<kinds::Verdict>()?.build())?,
                 "tcp" => self.build(map.next_value::<collected::Tcp>()?.build())?,
                 "process" => self.build(map.next_value::<collected::Process>()?.build())?,
-                "dns" => map.next_value::<collected::Dns>()?.build(),
+                "dns" => self.build(map.next_value::<collected::Dns>()?.build())?,
                 "lost" => map.next_value::<kinds::Lost>()?.build(),
                 "apply" => {
                     let object = map.next_value::<Map<String, Value>>()?;

@@ -194,6 +194,11 @@ fn drop_verdict_tcp_process_dns_lost() {
     };
     assert_eq!(asked_from(r#""client_port":4000,"#), Some((Proto::UDP, 4000)));
     assert_eq!(asked_from(r#""client_port":4000,"proto":"tcp","#), Some((Proto::TCP, 4000)));
+    let lone = parse(
+        r#""dns":{"client":"10.0.0.1","proto":"udp","server":"10.0.0.9","question":"a","rcode":"NoError",
+            "latency_us":0,"answers":[]}"#,
+    );
+    assert!(lone.unwrap_err().to_string().contains("`dns.proto`"));
 }
 
 #[test]
