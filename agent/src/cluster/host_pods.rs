@@ -1,7 +1,8 @@
 //! Pods on the local node's host network, by the uid that their cgroups are named by.
 //!
 //! In: such pods as they are applied and deleted. Out: the endpoint that stands for one, at a time. What always holds: a
-//! pod that is gone stays for [`GRACE`], and no more than [`GONE`] of them; a uid is never another pod's. Such a pod has
+//! pod that is gone stays for [`GRACE`], and no more than [`GONE`] of them; a uid is never another pod's, and the API server's
+//! word (`metadata.uid`) goes before an annotation's. Such a pod has
 //! the node's addresses, which it shares with all others there: it is a host endpoint (`hep`) with a pod's name, no
 //! policy selects it, and only the process at a connection's end tells that the end is its own.
 
@@ -16,6 +17,8 @@ const GONE: usize = 1024;
 #[derive(Clone)]
 struct HostPod {
     endpoint: Arc<Endpoint>,
+    /// By an annotation, which anyone may write.
+    claimed: bool,
     /// Since when it is gone.
     until: Option<Timestamp>,
 }
@@ -41,14 +44,20 @@ impl HostPods {
         Some(&self.by_uid.get(self.uids.get(name)?)?.endpoint)
     }
 
-    /// `uid`: as cgroups have it. `pod`: the pod as an endpoint with addresses of its own would be.
+    /// `uid`: as cgroups have it; another than the pod's own is what a mirror pod says of its static pod. `pod`: the pod as an
+    /// endpoint with addresses of its own would be.
     pub fn insert(&mut self, name: &ObjectName, uid: Arc<str>, pod: &Endpoint, at: Timestamp) {
+        let claimed = pod.uid.as_ref() != Some(&uid);
         if self.uids.get(name).is_some_and(|known| *known != uid) {
             self.remove(name, at);
         }
-        // What a mirror pod says of its static pod is an annotation, which anyone may write: who has the uid keeps it.
-        if !self.uids.contains_key(name) && self.by_uid.get(&uid).is_some_and(|known| known.until.is_none()) {
-            return;
+        let holder = self.by_uid.get(&uid).filter(|_| !self.uids.contains_key(name));
+        if let Some(HostPod { endpoint, claimed: holder_claims, until: None }) = holder {
+            if claimed || !holder_claims {
+                return;
+            }
+            let thief = ObjectName { namespace: endpoint.namespace.clone(), name: endpoint.name.clone() };
+            self.uids.remove(&thief);
         }
         let endpoint = Endpoint {
             kind: EndpointKind::Hep,
@@ -59,7 +68,7 @@ impl HostPods {
         self.uids.insert(name.clone(), uid.clone());
         let known = self.by_uid.get(&uid).filter(|known| *known.endpoint == endpoint);
         let endpoint = known.map_or_else(|| Arc::new(endpoint), |known| known.endpoint.clone());
-        self.by_uid.insert(uid, HostPod { endpoint, until: None });
+        self.by_uid.insert(uid, HostPod { endpoint, claimed, until: None });
     }
 
     /// Not there any more, or not on the host network.
@@ -164,6 +173,13 @@ mod tests {
         };
         cluster.delete(&thief, t(2));
         assert_eq!(name(&cluster, "a", 60).as_deref(), Some("proxy"));
+        // Nor if it comes first.
+        cluster.apply(Object::Pod(Pod { mirrored_uid: Some("z".into()), ..pod("thief", "y") }), t(3));
+        assert_eq!(name(&cluster, "z", 4).as_deref(), Some("thief"));
+        cluster.apply(Object::Pod(pod("late", "z")), t(5));
+        assert_eq!(name(&cluster, "z", 6).as_deref(), Some("late"));
+        cluster.delete(&thief, t(7));
+        assert_eq!(name(&cluster, "z", 60).as_deref(), Some("late"));
         // When its owner is gone it is free.
         let owner = ObjectRef { name: "proxy".into(), ..thief };
         cluster.delete(&owner, t(60));
