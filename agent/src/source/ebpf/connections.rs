@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use aya::Ebpf;
-use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError};
+use aya::maps::{HashMap, MapData, MapError};
 use flowlogd_ebpf::{Connection, ConnectionRecord, MODE_ADOPT, MODE_OFF, MODE_OUTSIDE, SHARD_CAPACITY, Stat};
 
 use super::super::netlink::walk_table;
@@ -191,18 +191,9 @@ impl EbpfSource {
         };
         let maps = |error: MapError| OpenError::Maps(load::chain(&error));
         let missing = || OpenError::Maps("the object lacks a map".into());
-        let mut connections: ArrayOfMaps<MapData, Shard> =
-            ArrayOfMaps::try_from(bpf.take_map("CONNECTIONS").ok_or_else(missing)?).map_err(maps)?;
-        let mut named = Vec::new();
-        for i in 0..shards {
-            let shard = Shard::create(options.shard_capacity, 0).map_err(maps)?;
-            connections
-                .set(i, &shard, 0)
-                .map_err(|error| OpenError::Maps(format!("shard {i}: {}", load::chain(&error))))?;
-            if keep_shards || sweep == SweepBy::Entries {
-                named.push(shard);
-            }
-        }
+        let connections = bpf.take_map("CONNECTIONS").ok_or_else(missing)?;
+        let keep = keep_shards || sweep == SweepBy::Entries;
+        let named = load::fill(connections, shards, keep, || Shard::create(options.shard_capacity, 0))?;
         let tombstones = HashMap::try_from(bpf.take_map("TOMBSTONES").ok_or_else(missing)?).map_err(maps)?;
         Ok(Self {
             ends: Ring::take(&mut bpf, "ENDS").map_err(maps)?,

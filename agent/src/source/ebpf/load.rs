@@ -4,9 +4,10 @@
 //! it wants. What always holds: a program that this kernel refuses is an error of that program alone, with the end of
 //! the verifier's log; errors say what to do. Not here: which programs make a source (`connections.rs`, `drops.rs`).
 
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use aya::maps::{Array, MapData, MapError};
+use aya::maps::{Array, ArrayOfMaps, InnerMap, Map, MapData, MapError};
 use aya::programs::{
     CgroupAttachMode, CgroupSock, Iter, KProbe, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun,
 };
@@ -15,6 +16,7 @@ use flowlogd_ebpf::{Control, REASON_SLOTS, STATS_SLOTS, Settings, SocketSettings
 
 use super::kernel::KernelError;
 use super::mapped;
+use crate::source::privilege;
 
 /// Why a source cannot run here, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -273,6 +275,56 @@ pub(super) fn run(bpf: &Ebpf, name: &'static str, args: &[u64]) -> Result<i32, S
         *slot = *arg;
     }
     Ok(program.test_run(options).map_err(fail)?.return_value.cast_signed())
+}
+
+/// Threads that put shards into their places, and shards of each before the next ones are made: each has a descriptor.
+const AT_ONCE: usize = 16;
+const EACH: usize = 4;
+
+/// Puts `count` shards into their places; `keep` gives them back. The kernel waits for a grace period of RCU in each such call
+/// (`maybe_wait_bpf_programs`), some milliseconds and on large machines tens of them; those who wait at once wait for the same.
+pub(super) fn fill<V: InnerMap + Send + Sync>(
+    outer: Map,
+    count: u32,
+    keep: bool,
+    create: impl Fn() -> Result<V, MapError>,
+) -> Result<Vec<V>, OpenError> {
+    let maps = |error: MapError| OpenError::Maps(chain(&error));
+    let Map::ArrayOfMaps(outer) = outer else {
+        return Err(OpenError::Maps("the object's table of shards is none".into()));
+    };
+    let place = |shards: &[(u32, V)]| -> Result<(), OpenError> {
+        let _raised = privilege::raise();
+        let fd = outer.fd().as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| OpenError::Maps(format!("no descriptor is free: {error}")))?;
+        let map = Map::ArrayOfMaps(MapData::from_fd(fd).map_err(maps)?);
+        let mut outer = ArrayOfMaps::<MapData, V>::try_from(map).map_err(maps)?;
+        shards.iter().try_for_each(|(i, shard)| {
+            outer.set(*i, shard, 0).map_err(|error| OpenError::Maps(format!("shard {i}: {}", chain(&error))))
+        })
+    };
+    let mut kept = Vec::new();
+    let mut numbers = 0..count;
+    loop {
+        let round: Vec<(u32, V)> = numbers
+            .by_ref()
+            .take(AT_ONCE * EACH)
+            .map(|i| Ok((i, create()?)))
+            .collect::<Result<_, MapError>>()
+            .map_err(maps)?;
+        if round.is_empty() {
+            return Ok(kept);
+        }
+        std::thread::scope(|scope| {
+            let parts: Vec<_> = round.chunks(EACH).map(|part| scope.spawn(move || place(part))).collect();
+            parts
+                .into_iter()
+                .try_for_each(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })?;
+        if keep {
+            kept.extend(round.into_iter().map(|(_, shard)| shard));
+        }
+    }
 }
 
 /// [`run`] for a sweep; `longest` is raised to this thread's CPU time in the call: for so long a kernel without preemption

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError};
+use aya::maps::{HashMap, MapData, MapError};
 use flowlogd_ebpf::{
     ProcessRecord as SeenProcess, SOCKET_SHARD_CAPACITY, Socket, SocketFlags, SocketKind, SocketRecord, Stat,
 };
@@ -37,7 +37,8 @@ use crate::model::{
 
 type Shard = HashMap<MapData, u64, Socket>;
 
-/// Live sockets that a collector follows at most; one more is counted, and for TCP statistics still told at its end.
+/// Live sockets that a collector has room for, and a tenth more ([`FILL`]); what finds none is counted, and for TCP statistics still told
+/// at its end.
 const MOST_SOCKETS: u32 = 65_536;
 const EVENT_BYTES: u32 = 4 << 20;
 /// A whole shard, with the headers of a ring.
@@ -138,14 +139,8 @@ impl SocketSource {
         load::identify(&mut bpf)?;
         let maps = |error: MapError| OpenError::Maps(load::chain(&error));
         let missing = || OpenError::Maps("the object lacks a map".into());
-        let mut table: ArrayOfMaps<MapData, Shard> =
-            ArrayOfMaps::try_from(bpf.take_map("SOCKETS").ok_or_else(missing)?).map_err(maps)?;
-        for i in 0..shards {
-            let shard = Shard::create(capacity, 0).map_err(maps)?;
-            table
-                .set(i, &shard, 0)
-                .map_err(|error| OpenError::Maps(format!("shard {i}: {}", load::chain(&error))))?;
-        }
+        let table = bpf.take_map("SOCKETS").ok_or_else(missing)?;
+        load::fill(table, shards, false, || Shard::create(capacity, 0))?;
         let root = unified_root();
         let mut source = Self {
             collector,
