@@ -104,7 +104,12 @@ impl ApiServer {
 
     pub fn create(&self, path: &str, object: &Value) {
         // Right after its start the server may not have all that it needs.
-        until(&format!("created {path}"), || self.send("POST", path, Some(object)).ok());
+        until(&format!("created {path}"), || match self.send("POST", path, Some(object)) {
+            Ok(_) => Some(()),
+            // Of the last attempt, the answer was lost.
+            Err(kube::Error::Api(status)) if status.code == 409 => Some(()),
+            Err(_) => None,
+        });
     }
 
     pub fn patch(&self, path: &str, change: &Value) {

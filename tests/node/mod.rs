@@ -147,6 +147,7 @@ impl Namespace {
     pub fn get(&self, port: u16, path: &str) -> Option<String> {
         self.enter(|| {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+            stream.set_read_timeout(Some(PATIENCE)).ok()?;
             write!(stream, "GET /{path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").ok()?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).ok()?;

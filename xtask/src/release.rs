@@ -3,7 +3,7 @@
 //! In: the tree, the stable toolchain. Out: in `target/dist/` the binary, its SHA-256 sum and a CycloneDX bill of materials;
 //! with `--check` it is built a second time from another folder, and the two must be the same byte for byte.
 //! What always holds: the binary asks for no library of the machine that it runs on (the C library is linked in); paths
-//! of the machine that built it are not in it. Source date, user and host have no say.
+//! of the machine that built it are not in it, nor in the bill. Source date, user and host have no say.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -119,7 +119,13 @@ fn export(root: &Path, into: &Path) -> Result<()> {
 
 fn bill_of_materials(root: &Path, dist: &Path) -> Result<()> {
     install(BILL, BILL_VERSION)?;
-    let status = cargo()
+    let mut cyclonedx = cargo();
+    // A bill has a time: that of the tree, where it is a checkout.
+    let committed = Command::new("git").arg("-C").arg(root).args(["log", "-1", "--format=%ct"]).output();
+    if let Some(output) = committed.ok().filter(|output| output.status.success()) {
+        cyclonedx.env("SOURCE_DATE_EPOCH", String::from_utf8(output.stdout)?.trim());
+    }
+    let status = cyclonedx
         .args([
             "cyclonedx",
             "--format",
@@ -134,7 +140,7 @@ fn bill_of_materials(root: &Path, dist: &Path) -> Result<()> {
     ensure!(status.success(), "cargo cyclonedx failed");
     // It writes beside each package's manifest.
     let mut bill = None;
-    for package in ["agent", "agent-ebpf"] {
+    for package in ["agent", "agent-ebpf", "xtask"] {
         for entry in fs::read_dir(root.join(package))? {
             let path = entry?.path();
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -142,12 +148,14 @@ fn bill_of_materials(root: &Path, dist: &Path) -> Result<()> {
                 continue;
             }
             if name.starts_with("flowlogd_bin") || name == "flowlogd.cdx.json" {
-                bill = Some(fs::read(&path)?);
+                bill = Some(fs::read_to_string(&path)?);
             }
             fs::remove_file(&path)?;
         }
     }
     let bill = bill.context("cargo cyclonedx wrote no bill of the binary")?;
+    // It names the workspace's own packages by their folders.
+    let bill = bill.replace(&format!("path+file://{}", root.display()), "path+file:///flowlogd");
     fs::write(dist.join("flowlogd.cdx.json"), bill)?;
     println!("target/dist/flowlogd.cdx.json: bill of materials (CycloneDX)");
     Ok(())

@@ -4,7 +4,6 @@
 //! containerd, the network namespace of a pod. What always holds: its files are in a folder of its own; it is brought down when the value is
 //! dropped, and one that a killed run left is brought down before. It has no scheduler and no controllers: who wants a pod names the node.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +18,8 @@ use tempfile::TempDir;
 use crate::netns::{Namespace, run, search_path, tool};
 
 const NAMESPACE: &str = "/run/netns/mininode";
+/// Which boot a run is of, in its folder.
+const BOOT: &str = "boot";
 /// Of folders: this, the process id of the run, what is random.
 const PREFIX: &str = "flowlogd-e2e-";
 pub const NODE: &str = "n1";
@@ -30,7 +31,6 @@ pub struct Mininode {
     scripts: PathBuf,
     folder: TempDir,
     pub namespace: Namespace,
-    logs_before: BTreeSet<PathBuf>,
 }
 
 impl Mininode {
@@ -40,9 +40,9 @@ impl Mininode {
             !Path::new(NAMESPACE).exists(),
             "there is a mini-node already ({NAMESPACE}): bring it down first"
         );
-        let logs_before = pod_logs();
         let folder =
             tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", std::process::id())).tempdir()?;
+        fs::write(folder.path().join(BOOT), boot())?;
         let log = folder.path().join("mininode-up.log");
         let file = fs::File::create(&log)?;
         let status = Command::new(scripts.join("mininode-up"))
@@ -58,8 +58,9 @@ impl Mininode {
             down(scripts, folder.path());
             bail!("mininode-up: {status}: {said}");
         }
-        let namespace = Namespace::open(NAMESPACE, "the mini-node")?;
-        Ok(Self { scripts: scripts.to_owned(), folder, namespace, logs_before })
+        let namespace =
+            Namespace::open(NAMESPACE, "the mini-node").inspect_err(|_| down(scripts, folder.path()))?;
+        Ok(Self { scripts: scripts.to_owned(), folder, namespace })
     }
 
     pub fn at(&self, name: &str) -> PathBuf {
@@ -147,17 +148,25 @@ impl Mininode {
 
 impl Drop for Mininode {
     fn drop(&mut self) {
+        let uids = ["get", "pods", "-A", "-o", "jsonpath={range .items[*]}{.metadata.uid}{\"\\n\"}{end}"];
+        let uids = self.kubectl(&uids, None).unwrap_or_default();
         down(&self.scripts, self.folder.path());
-        // What kubelet kept of the pods' output, which it would have removed with them; never another node's.
-        for folder in pod_logs().difference(&self.logs_before) {
-            let _ = fs::remove_dir_all(folder);
+        // What kubelet kept of its pods' output (`<namespace>_<name>_<uid>`), which it would have removed with them.
+        for folder in fs::read_dir("/var/log/pods").into_iter().flatten().flatten() {
+            let name = folder.file_name();
+            let uid = name.to_str().and_then(|name| name.rsplit('_').next());
+            if uid.is_some_and(|uid| uids.lines().any(|of_ours| of_ours == uid)) {
+                let _ = fs::remove_dir_all(folder.path());
+            }
         }
     }
 }
 
-fn pod_logs() -> BTreeSet<PathBuf> {
-    let folders = fs::read_dir("/var/log/pods").into_iter().flatten().flatten();
-    folders.map(|folder| folder.path()).collect()
+/// Which boot of the machine this is, and which of its spaces of process ids: numbers of another say nothing here.
+fn boot() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let ids = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    format!("{} {}", boot.trim(), ids.display())
 }
 
 /// What runs left that have not come to their end.
@@ -167,7 +176,9 @@ fn bring_leftovers_down(scripts: &Path) {
         let of_run = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
         // Whoever else writes there may not say what is ended and removed.
         let ours = entry.metadata().is_ok_and(|folder| folder.uid() == rustix::process::geteuid().as_raw());
-        if ours && of_run.is_some_and(|pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true)) {
+        let Some(pid) = of_run.filter(|_| ours) else { continue };
+        let of_boot = fs::read_to_string(entry.path().join(BOOT)).unwrap_or_default();
+        if of_boot == boot() && !fs::exists(format!("/proc/{pid}")).unwrap_or(true) {
             down(scripts, &entry.path());
         }
     }

@@ -185,9 +185,11 @@ pub fn panels(node: &Mininode, log: Log, lines: &[Value]) -> anyhow::Result<Stri
             // A number without lines is shown as none.
             ensure!(
                 shown.len() == due.len().min(limit) || due.is_empty() && panel.by.is_empty(),
-                "{name}: {} values shown, {} expected",
+                "{name}: {query} (range {range:?}): {} values shown, {} expected; shown only {:?}, expected only {:?}",
                 shown.len(),
-                due.len()
+                due.len(),
+                shown.iter().find(|(group, _)| !due.contains_key(*group)),
+                due.iter().find(|(group, _)| !shown.contains_key(*group)),
             );
             for (group, value) in shown {
                 let due = due.get(&group).copied();
