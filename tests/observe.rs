@@ -29,7 +29,11 @@ fn recorded() -> Vec<PathBuf> {
 }
 
 fn golden(name: &str, arguments: &[&str]) {
-    let output = flowlogd().args(recorded()).args(arguments).output().unwrap();
+    golden_of(&recorded(), name, arguments);
+}
+
+fn golden_of(logs: &[PathBuf], name: &str, arguments: &[&str]) {
+    let output = flowlogd().args(logs).args(arguments).output().unwrap();
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{name}");
     let path = folder().join(name);
@@ -41,10 +45,12 @@ fn golden(name: &str, arguments: &[&str]) {
 }
 
 #[test]
-fn tables_fit_80_columns_and_show_more_in_160() {
+fn tables_fit_80_columns_and_show_more_in_160_and_the_process_in_200() {
     let table = ["--output", "table", "--utc"];
-    for width in ["80", "160"] {
-        golden(&format!("table-{width}.txt"), &[&table[..], &["--width", width]].concat());
+    // One of the processes has a name that a terminal would obey.
+    let processes = vec![folder().join("processes.log")];
+    for (width, logs) in [("80", recorded()), ("160", recorded()), ("200", processes)] {
+        golden_of(&logs, &format!("table-{width}.txt"), &[&table[..], &["--width", width]].concat());
         let text = fs::read_to_string(folder().join(format!("table-{width}.txt"))).unwrap();
         let most: usize = width.parse().unwrap();
         for line in text.lines() {
