@@ -193,7 +193,7 @@ impl EbpfSource {
         let missing = || OpenError::Maps("the object lacks a map".into());
         let connections = bpf.take_map("CONNECTIONS").ok_or_else(missing)?;
         let keep = keep_shards || sweep == SweepBy::Entries;
-        let named = load::fill(connections, shards, keep, || Shard::create(options.shard_capacity, 0))?;
+        let named = load::fill(&connections, shards, keep, || Shard::create(options.shard_capacity, 0))?;
         let tombstones = HashMap::try_from(bpf.take_map("TOMBSTONES").ok_or_else(missing)?).map_err(maps)?;
         Ok(Self {
             ends: Ring::take(&mut bpf, "ENDS").map_err(maps)?,

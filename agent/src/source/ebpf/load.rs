@@ -283,8 +283,9 @@ const EACH: usize = 4;
 
 /// Puts `count` shards into their places; `keep` gives them back. The kernel waits for a grace period of RCU in each such call
 /// (`maybe_wait_bpf_programs`), some milliseconds and on large machines tens of them; those who wait at once wait for the same.
+/// `outer` is the caller's to keep until all programs are loaded: they name it by its descriptor.
 pub(super) fn fill<V: InnerMap + Send + Sync>(
-    outer: Map,
+    outer: &Map,
     count: u32,
     keep: bool,
     create: impl Fn() -> Result<V, MapError>,

@@ -140,7 +140,7 @@ impl SocketSource {
         let maps = |error: MapError| OpenError::Maps(load::chain(&error));
         let missing = || OpenError::Maps("the object lacks a map".into());
         let table = bpf.take_map("SOCKETS").ok_or_else(missing)?;
-        load::fill(table, shards, false, || Shard::create(capacity, 0))?;
+        load::fill(&table, shards, false, || Shard::create(capacity, 0))?;
         let root = unified_root();
         let mut source = Self {
             collector,
