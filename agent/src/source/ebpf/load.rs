@@ -278,8 +278,8 @@ pub(super) fn run(bpf: &Ebpf, name: &'static str, args: &[u64]) -> Result<i32, S
 }
 
 /// Threads that put shards into their places, and shards of each before the next ones are made: each has a descriptor.
-const AT_ONCE: usize = 16;
-const EACH: usize = 4;
+const AT_ONCE: usize = 32;
+const EACH: usize = 2;
 
 /// Puts `count` shards into their places; `keep` gives them back. The kernel waits for a grace period of RCU in each such call
 /// (`maybe_wait_bpf_programs`), some milliseconds and on large machines tens of them; those who wait at once wait for the same.
