@@ -234,13 +234,18 @@ impl Day<'_> {
     fn rotations(&mut self, pods: &Pods) -> anyhow::Result<((), String)> {
         let flowlogs = self.flowlogs.clone();
         let rotated = |number: usize| flowlogs.join(format!("flows.log.{number}")).exists();
-        let (mut port, mut is_restarted, mut lag) = (10_000, false, 0);
+        let (mut port, mut is_restarted, mut lag, mut rotations) = (10_000, false, 0, 0);
         while !rotated(ROTATIONS) {
             ensure!(port < 20_000, "no ten rotations after {} connections", port - 10_000);
             let due = lines::size(&self.flowlogs)? + u64::from(BATCH) * 2 * 1300;
             scatter(&pods.client, port..=port + BATCH - 1, pods.address, 8080, false)?;
             until("lines of both ends", || Ok(lines::size(&self.flowlogs)? >= due))?;
             port += BATCH;
+            if rotated(rotations + 1) {
+                rotations += 1;
+                // It has opened the new file before the next one comes.
+                shipped::arrived(self.node, Log::Flows, lines::read(&self.flowlogs)?.len())?;
+            }
             // It may be away while nothing is rotated: a file that comes and goes meanwhile is none of its own.
             let room = 1_000_000_u64.saturating_sub(fs::metadata(self.flowlogs.join("flows.log"))?.len());
             if rotated(ROTATIONS / 2) && !is_restarted && room > 100_000 {
