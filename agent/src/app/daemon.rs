@@ -224,7 +224,7 @@ pub fn run(options: &DaemonOptions, metrics: &Arc<Metrics>, stop: &AtomicBool) -
         let next = changed.as_ref().unwrap_or(&config);
         pipeline.reconfigure(raised.next(settings(&next.config), &next.config, metrics));
         let now = clock.now();
-        dns.poll(&mut pipeline, &snapshot, now);
+        dns.catch_up(&mut pipeline, &snapshot, now);
         if clock.take_step_back() {
             metrics.clock_steps_back.add(1);
             warn!(

@@ -19,7 +19,7 @@ use crate::model::{DnsLogs, KnownDomain, Observation, Timestamp, TrustedServer};
 use crate::pipeline::{DnsWindow, Input, Pipeline};
 use crate::sink::{FileOptions, FileSink, dns_cache};
 use crate::snapshot::Snapshot;
-use crate::source::dns::Capture;
+use crate::source::dns::{Capture, SETTLED};
 use crate::telemetry::Metrics;
 use crate::wire::dns_log::encode_all;
 
@@ -154,6 +154,14 @@ impl Dns {
     }
 
     /// Steps what has been looked up since; writes what is due.
+    /// [`Self::poll`] for a window that closes: what was answered before its last connections began is known then.
+    pub(super) fn catch_up(&mut self, pipeline: &mut Pipeline, snapshot: &Snapshot, now: Timestamp) {
+        if self.capture.is_some() {
+            thread::sleep(SETTLED);
+        }
+        self.poll(pipeline, snapshot, now);
+    }
+
     pub(super) fn poll(&mut self, pipeline: &mut Pipeline, snapshot: &Snapshot, now: Timestamp) {
         let Some(capture) = &mut self.capture else { return };
         let log = &mut self.log;

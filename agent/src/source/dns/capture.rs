@@ -19,7 +19,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::super::privilege;
 use super::filter;
-use super::matcher::{MatchStats, Matcher};
+use super::matcher::{HOLD, MatchStats, Matcher};
 use super::packet::{self, Fault, PORT, Payload};
 use super::ring::{RETIRE, Ring};
 use super::stream::Streams;
@@ -32,6 +32,8 @@ const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// How long the last block may take to close: see [`RETIRE`].
 const LAST: Timespec = Timespec { tv_sec: 0, tv_nsec: 3 * RETIRE.as_nanos() as i64 };
+/// After so long a lookup has been told: its block is closed, and copies of the answer were waited for.
+pub const SETTLED: Duration = Duration::from_millis((3 * RETIRE.as_millis() + HOLD.as_millis()) as u64);
 /// Packets between two looks at held answers.
 const BATCH: usize = 256;
 

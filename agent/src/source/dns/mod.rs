@@ -14,7 +14,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use capture::{Capture, CaptureError, CaptureStats, open, take};
+pub use capture::{Capture, CaptureError, CaptureStats, SETTLED, open, take};
 pub use matcher::{HOLD, MatchStats, Matcher};
 pub use packet::{Fault, Message};
 pub use ring::Ring;
