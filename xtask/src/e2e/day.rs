@@ -244,7 +244,9 @@ impl Day<'_> {
             if rotated(rotations + 1) {
                 rotations += 1;
                 // It has opened the new file before the next one comes.
-                shipped::arrived(self.node, Log::Flows, lines::read(&self.flowlogs)?.len())?;
+                until("the shipper has caught up", || {
+                    Ok(shipped::stored(self.node, Log::Flows)? >= lines::count(&self.flowlogs)?)
+                })?;
             }
             // It may be away while nothing is rotated: a file that comes and goes meanwhile is none of its own.
             let room = 1_000_000_u64.saturating_sub(fs::metadata(self.flowlogs.join("flows.log"))?.len());

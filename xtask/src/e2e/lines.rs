@@ -18,6 +18,16 @@ pub fn size(flowlogs: &Path) -> anyhow::Result<u64> {
     Ok(log_files(flowlogs)?.iter().filter_map(|file| fs::metadata(file).ok()).map(|of| of.len()).sum())
 }
 
+/// Whole lines of all files; also while one is written.
+pub fn count(flowlogs: &Path) -> anyhow::Result<usize> {
+    let files = log_files(flowlogs)?;
+    Ok(files
+        .iter()
+        .filter_map(|file| fs::read_to_string(file).ok())
+        .map(|text| text.matches('\n').count())
+        .sum())
+}
+
 /// Every line of every file.
 pub fn read(flowlogs: &Path) -> anyhow::Result<Vec<Value>> {
     let mut lines = Vec::new();

@@ -28,11 +28,16 @@ const STEP: i64 = 10;
 pub fn arrived(node: &Mininode, log: Log, lines: usize) -> anyhow::Result<()> {
     let mut there = 0;
     let all = until("every line has arrived", || {
-        let rows = ask_logs(&node.namespace, log, "* | stats count() as value")?;
-        there = rows.first().and_then(|row| row["value"].as_str()?.parse().ok()).unwrap_or_default();
+        there = stored(node, log)?;
         Ok(there >= lines)
     });
     all.with_context(|| format!("{there} of {lines} lines are in the store"))
+}
+
+/// Lines in the store.
+pub fn stored(node: &Mininode, log: Log) -> anyhow::Result<usize> {
+    let rows = ask_logs(&node.namespace, log, "* | stats count() as value")?;
+    Ok(rows.first().and_then(|row| row["value"].as_str()?.parse().ok()).unwrap_or_default())
 }
 
 /// The lines of the store, as a multiset, are those of the files.
@@ -139,8 +144,19 @@ fn end(line: &Value) -> Option<i64> {
     }
 }
 
-/// Each panel's query gives what the lines say.
+/// Each panel's query gives what the lines say; that store may take a moment until each of its queries sees all that it has.
 pub fn panels(node: &Mininode, log: Log, lines: &[Value]) -> anyhow::Result<String> {
+    let mut compared = compare(node, log, lines);
+    let _ = until("the panels show what the lines say", || {
+        if compared.is_err() {
+            compared = compare(node, log, lines);
+        }
+        Ok(compared.is_ok())
+    });
+    compared
+}
+
+fn compare(node: &Mininode, log: Log, lines: &[Value]) -> anyhow::Result<String> {
     let (mut asked, mut compared, mut empty) = (0, 0, Vec::new());
     let ends = || lines.iter().filter_map(end);
     let range = (ends().min().context("no lines")?, ends().max().context("no lines")? + 1);
