@@ -170,7 +170,7 @@ fn story(namespace: &Namespace, assets: PathBuf) {
     });
     let waiting = api.condition("node.n1", "InForce", "False");
     assert!(waiting["message"].as_str().unwrap().contains("flowLogsSource"), "{waiting}");
-    api.send("DELETE", &format!("{OURS}/node.n1"), None).unwrap();
+    api.delete(&format!("{OURS}/node.n1"), &json!({}));
     until("level 1 again", || {
         talk();
         last(lines(&two)).filter(|line| line["source_port"].is_null())

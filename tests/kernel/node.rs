@@ -93,6 +93,8 @@ impl Node {
              link set veth-{name} up\n"
             ),
         )?;
+        // Each segment is acknowledged at once: an acknowledgement that a timer sends later would be counted by the kernel
+        // between the moment the yardstick is read and the agent's own last look.
         run_with_input(
             &["ip", "-n", name, "-batch", "-"],
             &format!(
@@ -100,8 +102,8 @@ impl Node {
              addr add {v4}/24 dev eth0\n\
              addr add {v6}/64 dev eth0 nodad\n\
              link set eth0 up\n\
-             route add default via {gate4}\n\
-             route add default via {gate6}\n"
+             route add default via {gate4} quickack 1\n\
+             route add default via {gate6} quickack 1\n"
             ),
         )?;
         let namespace = File::open(format!("/run/netns/{name}"))?;

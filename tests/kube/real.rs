@@ -10,11 +10,13 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use crate::apiserver::{self, ApiServer, calico_crd};
@@ -40,8 +42,16 @@ fn serve(node: &Node, place: char, port: u16) {
 }
 
 fn connect(node: &Node, to: &str, port: u16) -> TcpStream {
+    // The kernel may give two connections to different places the same port, and they are told apart by it.
+    static PORT: AtomicU16 = AtomicU16::new(20_000);
     let to = SocketAddr::new(to.parse().unwrap(), port);
-    let stream = node.enter('c', || TcpStream::connect_timeout(&to, Duration::from_secs(20)).unwrap());
+    let from = SocketAddr::new(CLIENT.parse().unwrap(), PORT.fetch_add(1, Ordering::Relaxed));
+    let stream: TcpStream = node.enter('c', || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&from.into()).unwrap();
+        socket.connect_timeout(&to.into(), Duration::from_secs(20)).unwrap();
+        socket.into()
+    });
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     stream
 }
@@ -58,7 +68,7 @@ impl ApiServer {
 
     fn remove_pod(&self, name: &str) {
         let now = json!({"gracePeriodSeconds": 0});
-        self.send("DELETE", &format!("/api/v1/namespaces/shop/pods/{name}"), Some(&now)).unwrap();
+        self.delete(&format!("/api/v1/namespaces/shop/pods/{name}"), &now);
     }
 }
 

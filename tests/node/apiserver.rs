@@ -103,17 +103,33 @@ impl ApiServer {
     }
 
     pub fn create(&self, path: &str, object: &Value) {
-        // Right after its start the server may not have all that it needs.
-        until(&format!("created {path}"), || match self.send("POST", path, Some(object)) {
-            Ok(_) => Some(()),
-            // Of the last attempt, the answer was lost.
-            Err(kube::Error::Api(status)) if status.code == 409 => Some(()),
-            Err(_) => None,
-        });
+        self.insist("POST", path, object, Some(409));
     }
 
     pub fn patch(&self, path: &str, change: &Value) {
-        self.send("PATCH", path, Some(change)).unwrap();
+        self.insist("PATCH", path, change, None);
+    }
+
+    pub fn delete(&self, path: &str, options: &Value) {
+        self.insist("DELETE", path, options, Some(404));
+    }
+
+    /// Right after its start the server may not have all that it needs. `done`: its answer to what it has done already, when
+    /// the answer to the last attempt was lost.
+    fn insist(&self, method: &str, path: &str, body: &Value, done: Option<u16>) {
+        let mut said = String::new();
+        until(&format!("{method} {path}"), || match self.send(method, path, Some(body)) {
+            Ok(_) => Some(()),
+            Err(kube::Error::Api(status)) if Some(status.code) == done => Some(()),
+            Err(error) => {
+                let error = error.to_string();
+                if error != said {
+                    eprintln!("{method} {path}: {error}");
+                    said = error;
+                }
+                None
+            }
+        });
     }
 }
 

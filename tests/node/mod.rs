@@ -273,13 +273,15 @@ impl Node {
                  addr add {v6}:1/64 dev v{letter} nodad
                  link set v{letter} up"
             ));
+            // Each segment is acknowledged at once: an acknowledgement that a timer sends later would be counted by the
+            // kernel after a test has read its counters.
             pod.ip(&format!(
                 "link set lo up
                  addr add {v4}.2/24 dev eth0
                  addr add {v6}:2/64 dev eth0 nodad
                  link set eth0 up
-                 route add default via {v4}.1
-                 route add default via {v6}:1"
+                 route add default via {v4}.1 quickack 1
+                 route add default via {v6}:1 quickack 1"
             ));
             places.push((letter, pod));
         }

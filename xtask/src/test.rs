@@ -1,8 +1,11 @@
 //! `cargo xtask test`: everything that says whether the tree is good, in one table.
 //!
-//! In: the tree, and what the machine has. Out: a line a step, the tests that were skipped and why, the counts; the
-//! exit code is not 0 when a step failed. Always: what cannot run here is said loudly and counted as skipped; with
-//! `CI` in the environment a skipped step or test is a failure, because there it should have run.
+//! In: the tree, and what the machine has. Out: what the tests that failed said, a line a step, the tests that were
+//! skipped and why, the counts; the exit code is not 0 when a step failed. Always: what cannot run here is said loudly
+//! and counted as skipped; with `CI` in the environment a skipped step or test is a failure, because there it should
+//! have run.
+
+mod failures;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -15,6 +18,7 @@ use clap::Args;
 
 use crate::packages;
 use crate::workspace::cargo;
+use failures::Failures;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -42,6 +46,7 @@ struct Report {
     failed: u64,
     /// Tests that could not run here.
     skipped: Vec<String>,
+    failures: Failures,
 }
 
 /// Exit code of `cargo xtask ebpf` when the tools to build the objects are missing.
@@ -119,6 +124,7 @@ impl Report {
         let (mut failed, mut skipped) = (self.failed, self.skipped.len() as u64);
         let mut passed = self.passed;
         println!();
+        self.failures.lines().for_each(|line| println!("{line}"));
         for (name, outcome, seconds) in &self.rows {
             let (word, why) = match outcome {
                 Outcome::Passed => ("passed", ""),
@@ -225,6 +231,7 @@ fn tests(report: &mut Report) -> Result<Outcome> {
     for line in BufReader::new(output).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
+        report.failures.take(&line);
         if line.starts_with("SKIPPED") {
             // The kernel cases have a step of their own.
             if !line.contains("cargo xtask vm") {

@@ -1,7 +1,7 @@
 //! `cargo xtask vm`: the kernel cases (`tests/kernel.rs`) on real kernels, each in its own qemu guest.
 //!
 //! In: which kernels and which cases. Out: progress on stderr, and on stdout one line a kernel (its release, `pass`,
-//! `FAILED` or `skipped`, cases, seconds); the exit code is not 0 when any failed. The guest's whole console is left in
+//! `FAILED` or `skipped`, cases, seconds) and one a failure, with its reason; the exit code is not 0 when any failed. The guest's whole console is left in
 //! `target/vm/<release>.log`.
 //!
 //! What always holds: kernels are found by Debian's meta packages, so a point release never breaks the run; apt is used
@@ -74,6 +74,7 @@ struct Row {
     passed: usize,
     failed: usize,
     skipped: usize,
+    failures: Vec<String>,
     seconds: f64,
 }
 
@@ -127,6 +128,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     for (_, row) in &rows {
         bad |= matches!(row.outcome, Outcome::Failed);
         println!("{}", row.line());
+        for why in &row.failures {
+            println!("{:<32} FAILED   {why}", "");
+        }
     }
     if bad {
         eprintln!("vm: a kernel failed; the consoles are in {}", rig.out.display());
@@ -158,6 +162,7 @@ impl Rig<'_> {
             passed: 0,
             failed: 0,
             skipped: 0,
+            failures: Vec::new(),
             seconds: 0.0,
         };
         if suite.architecture == Architecture::Arm64
@@ -176,7 +181,7 @@ impl Rig<'_> {
                 return row;
             }
             Err(error) => {
-                eprintln!("vm: {}: {error:#}", row.name);
+                row.failures.push(format!("{error:#}"));
                 return row;
             }
         };
@@ -187,8 +192,9 @@ impl Rig<'_> {
                 if report.is_good() {
                     row.outcome = Outcome::Pass;
                 }
+                row.failures = report.failures;
             }
-            Err(error) => eprintln!("vm: {}: {error:#}", kernel.release),
+            Err(error) => row.failures.push(format!("{error:#}")),
         }
         row.seconds = began.elapsed().as_secs_f64();
         row

@@ -38,6 +38,8 @@ pub struct Report {
     pub passed: usize,
     pub failed: usize,
     pub skipped: usize,
+    /// Why, of each that failed.
+    pub failures: Vec<String>,
     reached_end: bool,
     running: Option<String>,
 }
@@ -47,6 +49,11 @@ impl Report {
         self.reached_end && self.failed == 0 && self.passed > 0
     }
 
+    fn fail(&mut self, why: String) {
+        self.failed += 1;
+        self.failures.push(why);
+    }
+
     fn take(&mut self, release: &str, line: &str) {
         let Ok(message) = serde_json::from_str::<Value>(line) else { return };
         let text = |field: &str| message[field].as_str().unwrap_or_default().to_owned();
@@ -54,13 +61,13 @@ impl Report {
             Some("start") => self.running = Some(text("name")),
             Some("case") => {
                 self.running = None;
-                match message["outcome"].as_str() {
-                    Some("pass") => self.passed += 1,
-                    Some("skipped") => self.skipped += 1,
-                    _ => self.failed += 1,
-                }
                 let seconds = message["seconds"].as_f64().unwrap_or_default();
                 let (name, outcome, note) = (text("name"), text("outcome"), text("note"));
+                match outcome.as_str() {
+                    "pass" => self.passed += 1,
+                    "skipped" => self.skipped += 1,
+                    _ => self.fail(format!("{name}: {note}")),
+                }
                 eprintln!("vm: {release}: {name:<28} {outcome:<7} {seconds:>5.1} s  {note}");
             }
             Some("end") => self.reached_end = true,
@@ -151,11 +158,9 @@ fn explain(boot: &Boot<'_>, report: &mut Report) {
         eprintln!("vm: {release}: | {line}");
     }
     if let Some(name) = report.running.take() {
-        report.failed += 1;
-        eprintln!("vm: {release}: the guest ended or hung in case {name}");
+        report.fail(format!("the guest ended or hung in case {name}"));
     } else if !report.reached_end {
-        report.failed += 1;
-        eprintln!("vm: {release}: the guest ended or hung before its cases were done");
+        report.fail("the guest ended or hung before its cases were done".to_owned());
     }
 }
 
@@ -199,7 +204,8 @@ mod tests {
         assert!(!report.is_good());
         report.take("r", r#"{"kind":"end"}"#);
         assert!(report.is_good());
-        report.take("r", r#"{"kind":"case","name":"b","outcome":"FAILED","seconds":1.0}"#);
+        report.take("r", r#"{"kind":"case","name":"b","outcome":"FAILED","seconds":1.0,"note":"why"}"#);
         assert!(!report.is_good());
+        assert_eq!(report.failures, ["b: why"]);
     }
 }
