@@ -83,7 +83,7 @@ pub fn compare(lines: &[Line], kernel: &[Connection]) -> Result<String> {
     let denied = sums(lines, "deny")?;
     ensure!(denied.is_empty(), "deny lines where nothing was denied: {denied:?}");
     let lost: u64 = lines.iter().map(|line| line.lost_events).max().unwrap_or_default();
-    Ok(if lost == 0 { String::new() } else { format!(" ({lost} skipped probes, none of them missing)") })
+    Ok(if lost == 0 { String::new() } else { format!(" ({lost} events counted as lost, nothing missing)") })
 }
 
 /// What the node offers best.

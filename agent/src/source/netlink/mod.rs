@@ -116,6 +116,8 @@ pub struct NetlinkSource {
     running: Option<Running>,
     /// `nf_conntrack_events=2`: adopted connections end without an event.
     silent_tail: bool,
+    /// The sysctls of connection tracking could be seen at the start: without them it is not there.
+    has_sysctls: bool,
     /// Messages were lost since the last pass began.
     lost: bool,
     last_pass: Instant,
@@ -173,6 +175,7 @@ impl NetlinkSource {
             live: Live::new(capacity),
             running: None,
             silent_tail,
+            has_sysctls: fs::exists(MAX_SYSCTL).unwrap_or(false),
             lost: false,
             last_pass: Instant::now(),
             last_pass_took: Duration::ZERO,
@@ -227,6 +230,9 @@ impl NetlinkSource {
         // One that is on its way on its own is finished first.
         if self.running.is_none() {
             self.begin(Pass::Sweep, out)?;
+            if self.running.is_none() {
+                return Ok(false);
+            }
         }
         let is_sweep = self.running.as_ref().is_some_and(|running| running.pass == Pass::Sweep);
         Ok(self.turn(out)? || !is_sweep)
@@ -263,11 +269,20 @@ impl NetlinkSource {
         Some(interval.saturating_sub(self.last_pass.elapsed()))
     }
 
-    /// Asks for a dump.
+    /// Asks for a dump. Where nothing is tracked any more there is none, and the pass is over.
     fn begin(&mut self, pass: Pass, out: &mut Vec<Observed>) -> Result<(), SourceError> {
         if pass != Pass::Adopt {
             // Older events first: only what comes during the dump can race with it.
             self.tell_queued(DRAIN_LIMIT, out)?;
+        }
+        if self.has_sysctls && !fs::exists(MAX_SYSCTL).unwrap_or(true) {
+            // The module was unloaded, and asking would make the kernel load it again (`nfnetlink_rcv_msg`). All that lived
+            // has ended without a word. Once it is there again, the next pass must be soon, and tells what began meanwhile.
+            self.live.begin_pass(pass);
+            self.live.finish_pass(Completeness { whole: true, after_loss: true }, now(), out);
+            self.last_pass = Instant::now();
+            self.lost = true;
+            return Ok(());
         }
         let after_loss = std::mem::take(&mut self.lost);
         self.live.begin_pass(pass);
