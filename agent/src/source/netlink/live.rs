@@ -14,6 +14,7 @@
 //! Not here: deltas. Counters are handed on as the kernel gave them.
 
 use hashbrown::{HashMap, HashSet};
+use indexmap::IndexMap;
 
 use super::parse::{CtKey, CtKind, CtMessage};
 use crate::model::{
@@ -157,7 +158,8 @@ impl Losses {
 }
 
 pub(super) struct Live {
-    entries: HashMap<CtKey, Entry, foldhash::fast::RandomState>,
+    /// Dense: in a table of buckets, those that are empty would take as much memory as the others.
+    entries: IndexMap<CtKey, Entry, foldhash::fast::RandomState>,
     capacity: usize,
     adopted: usize,
     pass: u8,
@@ -176,7 +178,7 @@ pub(super) struct Live {
 impl Live {
     pub fn new(capacity: usize) -> Self {
         Self {
-            entries: HashMap::default(),
+            entries: IndexMap::default(),
             capacity,
             adopted: 0,
             pass: 0,
@@ -377,7 +379,7 @@ impl Live {
                 if self.running.is_some() {
                     self.destroyed.insert(m.key);
                 }
-                let Some(mut entry) = self.entries.remove(&m.key) else {
+                let Some(mut entry) = self.entries.swap_remove(&m.key) else {
                     if self.running == Some(Pass::Adopt) {
                         self.losses.add(ADOPTED_UNSEEN, 1);
                     } else {
