@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::agent::{Agent, Options, counted, equal, lines, sums};
+use crate::agent::{Agent, Line, Options, counted, equal, lines, sums};
 use crate::kinds::{compare, folder};
 use crate::node::{Node, TRACK, run};
 use crate::reference::{Key, Sums};
@@ -195,6 +195,9 @@ pub fn module_unloaded() -> Result<Outcome> {
         std::thread::sleep(Duration::from_millis(100));
     }
     agent.wait_log("connection tracking was unloaded", Duration::from_secs(60))?;
+    let completed = |lines: &[Line]| lines.iter().map(|line| line.num_flows_completed).sum::<u64>();
+    // Its end is told now, not when the module is there again.
+    agent.wait_lines(Duration::from_secs(60), |lines| completed(lines) == 3 + 1)?;
     node.rules(TRACK)?;
     if ebpf {
         agent.wait_log("connection tracking is there now", Duration::from_secs(60))?;
@@ -207,7 +210,7 @@ pub fn module_unloaded() -> Result<Outcome> {
     let chosen = agent.chosen_source();
     let lines = agent.stop()?;
     let said = compare(&lines, &kernel)?;
-    let completed: u64 = lines.iter().map(|line| line.num_flows_completed).sum();
+    let completed = completed(&lines);
     ensure!(completed == 3 + 1 + 4, "8 connections have ended, but the lines say {completed}");
     Ok(Outcome::Pass(format!("{chosen}: {} connections equal, before and after{said}", kernel.len())))
 }
