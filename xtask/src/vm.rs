@@ -1,8 +1,8 @@
 //! `cargo xtask vm`: the kernel cases (`tests/kernel.rs`) on real kernels, each in its own qemu guest.
 //!
 //! In: which kernels and which cases. Out: progress on stderr, and on stdout one line a kernel (its release, `pass`,
-//! `FAILED` or `skipped`, cases, seconds) and one a failure, with its reason; the exit code is not 0 when any failed. The guest's whole console is left in
-//! `target/vm/<release>.log`.
+//! `FAILED` or `skipped`, cases, seconds), below it why each case failed; the exit code is not 0 when any failed. The
+//! guest's whole console is left in `target/vm/<release>.log`.
 //!
 //! What always holds: kernels are found by Debian's meta packages, so a point release never breaks the run; apt is used
 //! with folders of our own and the system's apt state is only read (but for installing tools that are missing, as root);
@@ -68,6 +68,9 @@ enum Outcome {
     Skipped(String),
 }
 
+/// Lines of a reason that are told at the end.
+const REASON: usize = 20;
+
 struct Row {
     name: String,
     outcome: Outcome,
@@ -129,7 +132,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         bad |= matches!(row.outcome, Outcome::Failed);
         println!("{}", row.line());
         for why in &row.failures {
-            println!("{:<32} FAILED   {why}", "");
+            // Some end with all that an agent said, which is above.
+            let mut lines = why.lines().take(REASON);
+            println!("{:<32} FAILED   {}", "", lines.next().unwrap_or_default());
+            lines.for_each(|line| println!("{:<32}   {line}", ""));
         }
     }
     if bad {

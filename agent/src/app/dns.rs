@@ -153,7 +153,6 @@ impl Dns {
         self.capture.is_some()
     }
 
-    /// Steps what has been looked up since; writes what is due.
     /// [`Self::poll`] for a window that closes: what was answered before its last connections began is known then.
     pub(super) fn catch_up(&mut self, pipeline: &mut Pipeline, snapshot: &Snapshot, now: Timestamp) {
         if self.capture.is_some() {
@@ -162,6 +161,7 @@ impl Dns {
         self.poll(pipeline, snapshot, now);
     }
 
+    /// Steps what has been looked up since; writes what is due.
     pub(super) fn poll(&mut self, pipeline: &mut Pipeline, snapshot: &Snapshot, now: Timestamp) {
         let Some(capture) = &mut self.capture else { return };
         let log = &mut self.log;

@@ -26,11 +26,13 @@ impl Failures {
         // `failures:` stands before the explanations, and once more before the list of the names.
         if line == "successes:" || line == "failures:" || line.starts_with("test result: ") {
             self.explains = line == "failures:" && !self.explains;
-        } else if !self.explains {
-        } else if let Some(name) = heading(line) {
-            self.list.push(Failure { name: name.to_owned(), head: Vec::new(), tail: VecDeque::new() });
-        } else if let Some(failure) = self.list.last_mut() {
-            failure.take(line);
+        } else if self.explains {
+            match heading(line) {
+                Some(name) => {
+                    self.list.push(Failure { name: name.to_owned(), head: Vec::new(), tail: VecDeque::new() })
+                }
+                None => self.list.last_mut().into_iter().for_each(|failure| failure.take(line)),
+            }
         }
     }
 
