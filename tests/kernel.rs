@@ -56,7 +56,7 @@ pub struct Case {
 }
 
 /// Until a case is taken for hung.
-const DEADLINE: Duration = Duration::from_secs(240);
+const DEADLINE: Duration = Duration::from_secs(480);
 /// The machine of aarch64 has its console on another kind of serial line.
 const RESULTS: &str = if cfg!(target_arch = "aarch64") { "/dev/ttyS0" } else { "/dev/ttyS1" };
 

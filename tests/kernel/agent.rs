@@ -27,7 +27,7 @@ const WAITING: &str = "connection tracking is not loaded";
 const COUNTED: &str = "counted by the kernel side";
 /// Starting means reading the kernel's type information, on an emulated processor.
 const START: Duration = Duration::from_secs(120);
-const STOP: Duration = Duration::from_secs(60);
+const STOP: Duration = Duration::from_secs(120);
 
 /// A running agent.
 pub struct Agent {

@@ -3,7 +3,6 @@
 //! Order matters once: `module_after_agent` must find a kernel without connection tracking, so it is first.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 
@@ -74,7 +73,7 @@ fn ground() -> Result<Outcome> {
         bail!("five datagrams of 100 bytes were denied, but nft says {denied:?}");
     }
     reference::flush()?;
-    let ended = ends.wait(connections.len(), Duration::from_secs(10))?;
+    let ended = ends.wait(connections.len(), traffic::PATIENCE)?;
     if reference::total(&ended) != total {
         bail!("conntrack -E and -L differ: {ended:?} {connections:?}");
     }

@@ -5,9 +5,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 
 use crate::agent::{Agent, Line, Options, equal, sums};
 use crate::node::{Node, Pod, run, sysctl};
@@ -105,7 +105,8 @@ pub fn natural_end() -> Result<Outcome> {
     for name in timeouts {
         let key = format!("net/netfilter/nf_conntrack_{name}");
         usual.push((key.clone(), std::fs::read_to_string(format!("/proc/sys/{key}"))?));
-        sysctl(&key, "1")?;
+        // Longer than a pause in the middle of a connection, else it ends there and another begins.
+        sysctl(&key, "4")?;
     }
     let outcome = (|| {
         let agent = Agent::start(&folder("natural_end"), &Options { source: "auto", ..Options::default() })?;
@@ -116,15 +117,15 @@ pub fn natural_end() -> Result<Outcome> {
         let echo = traffic::udp_socket(server, false, 5353)?;
         traffic::udp(client, SocketAddr::new(server.ip(false), 5353), &echo, 2, 100)?;
         traffic::ping(client, server.ip(false), 9, 2, 56)?;
-        let mut ended = Vec::new();
-        for _ in 0..40 {
+        let began = Instant::now();
+        let ended = loop {
             // Reading the table also drops what has expired in it.
             reference::list()?;
-            ended = ends.wait(7, Duration::from_millis(250))?;
-            if ended.len() >= 7 {
-                break;
+            let ended = ends.wait(7, Duration::from_millis(250))?;
+            if ended.len() >= 7 || began.elapsed() > traffic::PATIENCE {
+                break ended;
             }
-        }
+        };
         ensure!(ended.len() == 7, "7 connections should have ended, not {}", ended.len());
         let lines = agent.stop()?;
         let said = compare(&lines, &ended)?;
@@ -167,14 +168,18 @@ pub fn clash() -> Result<Outcome> {
 
 /// Waits until the table has so many entries, and gives them.
 fn settled(count: usize) -> Result<Vec<Connection>> {
-    for _ in 0..100 {
+    let began = Instant::now();
+    loop {
         let connections = reference::list()?;
         if connections.len() == count {
             return Ok(connections);
         }
+        ensure!(
+            began.elapsed() < traffic::PATIENCE,
+            "conntrack should have {count} entries: {connections:?}"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
-    bail!("conntrack should have {count} entries: {:?}", reference::list()?)
 }
 
 /// How often the kernel merged the loser of an insertion clash (`clash_resolve` of `conntrack -S`).
@@ -252,11 +257,13 @@ pub fn module_after_agent() -> Result<Outcome> {
 
 /// Waits until the agent has switched accounting on; connections that began before have no counters.
 pub fn accounting_on() -> Result<()> {
-    for _ in 0..200 {
-        if std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_acct")?.trim() == "1" {
-            return Ok(());
-        }
+    let began = Instant::now();
+    while std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_acct")?.trim() != "1" {
+        ensure!(
+            began.elapsed() < traffic::PATIENCE,
+            "nf_conntrack came after the agent, and the agent did not switch accounting on"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
-    bail!("nf_conntrack came after the agent, and the agent did not switch accounting on")
+    Ok(())
 }

@@ -58,6 +58,13 @@ impl Node {
     pub fn new() -> Result<Self> {
         let mut node = Self::untracked()?;
         node.rules(TRACK)?;
+        // Of seconds by default (SCTP's handshakes 3): on a slow machine a case's connection would end before it is listed.
+        for entry in std::fs::read_dir("/proc/sys/net/netfilter")? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name.starts_with("nf_conntrack_") && name.contains("_timeout") {
+                sysctl(&format!("net/netfilter/{name}"), "86400")?;
+            }
+        }
         Ok(node)
     }
 
@@ -107,7 +114,11 @@ impl Node {
             ),
         )?;
         let namespace = File::open(format!("/run/netns/{name}"))?;
-        self.pods.push(Pod { name, v4, v6, namespace });
+        let pod = Pod { name, v4, v6, namespace };
+        // A new namespace has this from the first one, which forwards: a packet for nobody would go to and fro between the
+        // pod and the node until its TTL ends, counted each time, and fill the queues that others wait in.
+        pod.inside(|| sysctl("net/ipv4/ip_forward", "0"))?;
+        self.pods.push(pod);
         Ok(())
     }
 

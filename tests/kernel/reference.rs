@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::node::run;
+use crate::traffic::PATIENCE;
 
 /// Protocol, source and destination as a line of level 0 names them: the original source, and the destination after
 /// DNAT (which is the source of the reply).
@@ -105,7 +106,7 @@ impl Ends {
         let ends = Self { child, path };
         let began = Instant::now();
         while subscribers()? == before {
-            if began.elapsed() > Duration::from_secs(10) {
+            if began.elapsed() > PATIENCE {
                 bail!("conntrack -E did not subscribe: {}", std::fs::read_to_string("/proc/net/netlink")?);
             }
             std::thread::sleep(Duration::from_millis(20));

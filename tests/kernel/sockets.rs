@@ -267,7 +267,7 @@ pub fn tcp_statistics() -> Result<Outcome> {
         }}"
     ))?;
     void.write_all(b"into the void")?;
-    void.set_read_timeout(Some(Duration::from_secs(30)))?;
+    void.set_read_timeout(Some(traffic::PATIENCE))?;
     ensure!(void.read(&mut [0; 1]).is_err(), "the connection did not break");
 
     let port = near_port;

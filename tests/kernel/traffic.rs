@@ -14,8 +14,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, sock
 
 use crate::node::Pod;
 
-/// Until a packet is taken for lost.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Until a packet is taken for lost, on a processor that is emulated and shared.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server's listening socket, inside its pod, that answers until it is dropped from outside.
 pub fn listen(pod: &Pod, v6: bool, port: u16) -> Result<TcpListener> {

@@ -283,6 +283,8 @@ impl Node {
                  route add default via {v4}.1 quickack 1
                  route add default via {v6}:1 quickack 1"
             ));
+            // On a machine that forwards, a new namespace does too: it would send back what is for nobody, over and over.
+            pod.set("net/ipv4/ip_forward", "0");
             places.push((letter, pod));
         }
         places.push(('n', node));
@@ -297,6 +299,15 @@ impl Node {
                chain d {{ type nat hook prerouting priority -100; {services} }}
              }}"
         ));
+        // Of seconds by default: on a busy machine what a test has begun would end before its time.
+        let sysctls =
+            self.enter('n', || fs::read_dir("/proc/sys/net/netfilter").unwrap().collect::<Vec<_>>());
+        for entry in sysctls {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.starts_with("nf_conntrack_") && name.contains("_timeout") {
+                self.at('n').set(&format!("net/netfilter/{name}"), "86400");
+            }
+        }
     }
 
     pub fn at(&self, place: char) -> &Namespace {

@@ -45,7 +45,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
     /// Seconds until a guest is taken for hung.
-    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     timeout: u64,
     /// Ask the package mirror for newer kernels now (otherwise once a week).
     #[arg(long)]

@@ -66,6 +66,8 @@ impl Site {
             place.ip(&format!(
                 "link set lo up\nlink set up0 up\naddr add {here}/24 dev up0\nroute add default via {there}\n"
             ))?;
+            // On a machine that forwards, a new namespace does too: it would send back what is for nobody, over and over.
+            place.set("net/ipv4/ip_forward", "0")?;
         }
         site.node.set("net/ipv4/ip_forward", "1")?;
         site.node.ip(&format!("link set lo up\nroute add {VOID}/16 via {SERVER}\n"))?;
