@@ -144,14 +144,14 @@ impl Destroys {
         Self(conntrack)
     }
 
-    /// The next `n` ends, or those that come before 20 seconds are over.
+    /// The next `n` ends, or those that come before a minute is over.
     fn collect(mut self, n: usize) -> Totals {
         let lines = BufReader::new(self.0.child.stdout.take().unwrap()).lines();
         let (tell, hear) = mpsc::channel();
         let reader = thread::spawn(move || {
             lines.map_while(Result::ok).take(n).all(|line| tell.send(parse_line(&line)).is_ok());
         });
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let left = || deadline.saturating_duration_since(Instant::now());
         let totals = std::iter::from_fn(|| hear.recv_timeout(left()).ok()).take(n).collect();
         drop(self);
@@ -172,7 +172,7 @@ fn open(node: &Node, receive_buffer_bytes: usize) -> NetlinkSource {
 fn tcp(node: &Node, to: &str, up: usize, down: usize) {
     let any: SocketAddr = if to.contains('[') { "[::]:8080" } else { "0.0.0.0:8080" }.parse().unwrap();
     // The kernel may still be closing the listener of the call before.
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     let listener = node.enter('s', move || {
         loop {
             match TcpListener::bind(any) {
@@ -231,7 +231,7 @@ fn ping(node: &Node, to: &str, len: usize, times: u8) {
             rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(protocol))
                 .unwrap();
         let socket = UdpSocket::from(socket);
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         for sequence in 0..times {
             let mut packet = vec![0; 8 + len];
             packet[0] = request;

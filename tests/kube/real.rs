@@ -49,10 +49,10 @@ fn connect(node: &Node, to: &str, port: u16) -> TcpStream {
     let stream: TcpStream = node.enter('c', || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&from.into()).unwrap();
-        socket.connect_timeout(&to.into(), Duration::from_secs(20)).unwrap();
+        socket.connect_timeout(&to.into(), Duration::from_secs(60)).unwrap();
         socket.into()
     });
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream
 }
 

@@ -207,7 +207,7 @@ async fn an_event_that_is_cut_off_is_told_again_by_the_next_watch() {
 
 #[tokio::test]
 async fn a_watch_that_says_nothing_is_given_up_and_resumed() {
-    let timing = Timing { idle: Duration::from_millis(200), ..QUICK };
+    let timing = Timing { idle: Duration::from_secs(2), ..QUICK };
     let server = Server::start(of_pods(|ask| match (ask.is_streaming_list(), ask.is_watch(), ask.nth) {
         (true, ..) => None,
         (_, true, 0) => Some(events(&[event("ADDED", &pod("web", "10.0.0.1", 8))])),

@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::netns::{Namespace, Process};
 use crate::packages;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {

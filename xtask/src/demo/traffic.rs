@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketType, ipproto, socket};
 use crate::netns::Namespace;
 
 /// For an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// For a connection that a rule drops: time for a second attempt of the kernel.
 const DENIED_PATIENCE: Duration = Duration::from_millis(1300);
 /// How often servers look whether they shall end.

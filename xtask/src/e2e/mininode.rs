@@ -23,9 +23,9 @@ const BOOT: &str = "boot";
 /// Of folders: this, the process id of the run, what is random.
 const PREFIX: &str = "flowlogd-e2e-";
 pub const NODE: &str = "n1";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The chart's terminationGracePeriodSeconds, and time to see it.
-const TERMINATION: Duration = Duration::from_secs(90);
+const TERMINATION: Duration = Duration::from_secs(180);
 
 pub struct Mininode {
     scripts: PathBuf,
@@ -85,7 +85,8 @@ impl Mininode {
 
     /// Waits until the pod is ready.
     pub fn ready(&self, namespace: &str, pod: &str) -> anyhow::Result<()> {
-        let wait = ["-n", namespace, "wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"];
+        let wait =
+            ["-n", namespace, "wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=180s"];
         self.kubectl(&wait, None).map(drop).with_context(|| {
             let of = self.kubectl(&["-n", namespace, "describe", "pod", pod], None).unwrap_or_default();
             format!("{namespace}/{pod} is not ready:\n{}", tail(&of, 12))

@@ -21,7 +21,7 @@ const LOGS: &str = "http://127.0.0.1:9428";
 const PROMETHEUS: &str = "http://127.0.0.1:9090";
 /// rsyslog's work directory.
 pub const SPOOL: &str = "spool";
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Stores<'n> {
     node: &'n Mininode,

@@ -19,7 +19,7 @@ use crate::netns::Namespace;
 const SIZE: usize = 100;
 /// With the headers of IPv4 and UDP.
 pub const BYTES: u64 = SIZE as u64 + 28;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One datagram from each of these ports; how many were sent. Unhurried: 2,000 a second, with which a debug build keeps up.
 pub fn scatter(

@@ -18,7 +18,7 @@ use crate::dashboards;
 pub type Counters = BTreeMap<String, f64>;
 
 /// A line may be late by a window, a scrape and a slow machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The counters that tell of lines, as Prometheus has them.
 fn told(node: &Mininode) -> anyhow::Result<Counters> {

@@ -71,7 +71,7 @@ pub fn ask(from: &Namespace, port: u16) -> anyhow::Result<()> {
     }
     question.extend([0, 0, 1, 0, 1]);
     let socket = from.enter(|| UdpSocket::bind(("0.0.0.0", port)))??;
-    socket.set_read_timeout(Some(std::time::Duration::from_secs(2)))?;
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(60)))?;
     socket.send_to(&question, (HOST, 53))?;
     let mut answer = [0; 512];
     let (length, _) = socket.recv_from(&mut answer)?;
