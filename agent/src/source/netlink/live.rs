@@ -166,8 +166,10 @@ pub(super) struct Live {
     running: Option<Pass>,
     /// Ended by an event since the dump's last turn: what it shows of them was written before.
     destroyed: HashSet<CtKey, foldhash::fast::RandomState>,
-    /// Seen by this turn of a sweep: told as soon as the events are known that came before the kernel wrote them.
-    to_update: Vec<CtKey>,
+    /// Where the entries of a batch were found.
+    places: Vec<Option<usize>>,
+    /// Seen by this turn of a sweep, and where: told as soon as the events are known that came before the kernel wrote them.
+    to_update: Vec<(usize, CtKey)>,
     /// The same of connections that found no room.
     untracked: Vec<CtMessage>,
     /// Entries whose key a pass found under another connection: settled when its events are known.
@@ -184,6 +186,7 @@ impl Live {
             pass: 0,
             running: None,
             destroyed: HashSet::default(),
+            places: Vec::new(),
             to_update: Vec::new(),
             untracked: Vec::new(),
             replaced: HashMap::default(),
@@ -210,15 +213,27 @@ impl Live {
         self.destroyed.clear();
     }
 
-    /// One entry of the running pass's dump. Repeats do no harm.
-    pub fn see(&mut self, m: &CtMessage, at: Timestamp, out: &mut Vec<Observed>) {
+    /// Entries of the running pass's dump. Repeats do no harm.
+    pub fn see(&mut self, batch: &[CtMessage], at: Timestamp, out: &mut Vec<Observed>) {
+        // All are looked up first: in a large table each waits for memory, and so they wait side by side.
+        let mut places = std::mem::take(&mut self.places);
+        places.extend(batch.iter().map(|m| self.entries.get_index_of(&m.key)));
+        for (m, place) in batch.iter().zip(places.drain(..)) {
+            self.see_one(m, place, at, out);
+        }
+        self.places = places;
+    }
+
+    /// `place`: where it was before its batch, which adds at the end alone.
+    fn see_one(&mut self, m: &CtMessage, place: Option<usize>, at: Timestamp, out: &mut Vec<Observed>) {
         let Some(pass) = self.running else { return };
         if self.destroyed.contains(&m.key) {
             return;
         }
         let room = self.entries.len() < self.capacity;
         let seen = self.pass;
-        let Some(entry) = self.entries.get_mut(&m.key) else {
+        // One that was not there may have come with the batch.
+        let Some(place) = place.or_else(|| self.entries.get_index_of(&m.key)) else {
             if room {
                 self.entries.insert(m.key, Entry::new(m, Phase::Candidate, seen));
             } else {
@@ -231,6 +246,7 @@ impl Live {
             }
             return;
         };
+        let Some((_, entry)) = self.entries.get_index_mut(place) else { return };
         match entry.phase {
             Phase::Ended { adopted } if entry.continues_as(m) => {
                 out.push(observed(at, entry.record(&m.key, ConnectionEvent::Adopt)));
@@ -263,15 +279,18 @@ impl Live {
         entry.counters = counters;
         entry.tcp_state = m.tcp_state.or(entry.tcp_state);
         if pass == Pass::Sweep && is_news && entry.phase != Phase::Candidate {
-            self.to_update.push(m.key);
+            self.to_update.push((place, m.key));
         }
     }
 
     /// After [`Self::end_turn`] and all events that were queued then: an Update for what the turn has shown and no event has
     /// said better. One that ended and began anew under its key must not pass for itself.
     pub fn tell_seen(&mut self, at: Timestamp, out: &mut Vec<Observed>) {
-        for key in self.to_update.drain(..) {
-            if let Some(entry) = self.entries.get(&key)
+        for (place, key) in self.to_update.drain(..) {
+            let there = self.entries.get_index(place).filter(|(there, _)| **there == key);
+            // An end in the meantime moves the last one to its place.
+            let entry = there.map_or_else(|| self.entries.get(&key), |(_, entry)| Some(entry));
+            if let Some(entry) = entry
                 && matches!(entry.phase, Phase::Announced { .. } | Phase::Adopted)
                 && !entry.fresh
             {

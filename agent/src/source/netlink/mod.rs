@@ -48,6 +48,8 @@ const RESYNC_SHARE: u32 = 10;
 const TAIL_SHARE: u32 = 100;
 /// Datagrams of a dump between two looks at the events: some thousand entries, milliseconds.
 const TURN: usize = 32;
+/// Entries that are looked up together: few enough that the caches hold them and what is found of them.
+const BATCH: usize = 256;
 /// How often an interrupted dump is tried.
 const DUMP_ATTEMPTS: usize = 3;
 /// Events of one drain behind a dump: more than any receive buffer holds, so that a drain ends under a storm too.
@@ -110,6 +112,8 @@ pub struct NetlinkSource {
     requests: RequestSocket,
     /// Read and not yet told: the queue is emptied first, told afterwards, so that a burst finds room.
     read: Vec<CtMessage>,
+    /// Entries of a dump, read and not yet looked up.
+    dumped: Vec<CtMessage>,
     /// The kernel was dropping messages when the queue was last looked at.
     congested: bool,
     live: Live,
@@ -171,6 +175,7 @@ impl NetlinkSource {
             events,
             requests,
             read: Vec::new(),
+            dumped: Vec::with_capacity(BATCH),
             congested: false,
             live: Live::new(capacity),
             running: None,
@@ -293,15 +298,23 @@ impl NetlinkSource {
     /// Reads a part of the dump, then the events that came meanwhile. False: the pass is over.
     fn turn(&mut self, out: &mut Vec<Observed>) -> Result<bool, SourceError> {
         let began = Instant::now();
-        let Self { requests, live, running, .. } = self;
+        let Self { requests, live, running, dumped: batch, .. } = self;
         let Some(running) = running else { return Ok(false) };
         let at = now();
         let mut unread = 0;
-        let read = requests.read_dump(TURN, |bytes| match parse_message(bytes) {
-            Ok(Some(m)) => live.see(&m, at, out),
-            Ok(None) => {}
-            Err(_) => unread += 1,
+        let read = requests.read_dump(TURN, |bytes| {
+            match parse_message(bytes) {
+                Ok(Some(m)) => batch.push(m),
+                Ok(None) => {}
+                Err(_) => unread += 1,
+            }
+            if batch.len() == BATCH {
+                live.see(batch, at, out);
+                batch.clear();
+            }
         });
+        live.see(batch, at, out);
+        batch.clear();
         live.end_turn();
         if unread > 0 {
             live.losses.add(PARSE_ERROR, unread);
