@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, bail};
 
-use crate::node::{Node, sysctl};
+use crate::node::{Node, run, sysctl};
 use crate::{Case, Outcome, denied, kinds, limits, programs, reference, sockets, sweeps, traffic};
 
 /// All cases, in the order in which they run.
@@ -59,13 +59,20 @@ fn ground() -> Result<Outcome> {
         traffic::sctp(client, server, v6, 7777, 500, 600)?;
     }
     traffic::udp_unanswered(client, SocketAddr::new(server.ip(false), 9999), 5, 72)?;
+    // A pod does not send back what is for nobody.
+    run(&["ip", "route", "add", "198.18.0.0/15", "via", &server.v4.to_string()])?;
+    traffic::udp_unanswered(client, "198.18.0.1:7".parse()?, 1, 10)?;
     let connections = reference::list()?;
     let total = reference::total(&connections);
     let ping = total.iter().find(|(key, _)| key.proto == 1).map(|(_, sums)| *sums).unwrap_or_default();
     if (ping.packets, ping.bytes) != ([3, 3], [252, 252]) {
         bail!("three pings of 84 bytes, but conntrack says {ping:?}");
     }
-    if connections.len() != 3 + 3 + 1 + 2 + 2 + 2 {
+    let nobody = total.iter().find(|(key, _)| key.dest.1 == Some(7)).map(|(_, sums)| sums.packets);
+    if nobody != Some([1, 0]) {
+        bail!("one datagram for nobody, but conntrack says {nobody:?}");
+    }
+    if connections.len() != 3 + 3 + 1 + 2 + 2 + 2 + 1 {
         bail!("conntrack has {} entries: {connections:?}", connections.len());
     }
     let denied = node.counter("denied")?;

@@ -21,6 +21,8 @@ const CONNECTIONS: u32 = 4000;
 const LIMITS: [(&str, &str); 2] = [("max", "4200"), ("buckets", "16384")];
 const SHARD: f64 = flowlogd_ebpf::SHARD_CAPACITY as f64;
 const PATIENCE: Duration = Duration::from_secs(240);
+/// Datagrams at once: fewer than wait in the queue of a device.
+const BATCH: usize = 200;
 
 pub fn sweeps() -> Result<Outcome> {
     let mut node = Node::new()?;
@@ -108,15 +110,14 @@ fn swept(node: &Node) -> Result<Outcome> {
     )))
 }
 
-/// A datagram to each of many addresses, no more at a time than the queue of a device holds; gives what the kernel counted.
+/// A datagram to each of many addresses, a batch at a time; gives what the kernel counted.
 /// Whether one is lost on the way is not what is asked here: then all of its batch are sent again.
 fn send_to_many(from: &Pod) -> Result<Vec<Connection>> {
     let socket = from.inside(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
     let first = u32::from(Ipv4Addr::new(198, 18, 0, 1));
     let began = Instant::now();
-    let step = 200;
-    for batch in (0..CONNECTIONS).step_by(step) {
-        let end = CONNECTIONS.min(batch + step as u32);
+    for batch in (0..CONNECTIONS).step_by(BATCH) {
+        let end = CONNECTIONS.min(batch + BATCH as u32);
         while tracked()? < end {
             ensure!(began.elapsed() < PATIENCE, "{} of {end} datagrams came through", tracked()?);
             for number in batch..end {
